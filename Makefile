@@ -1,0 +1,74 @@
+# Everything below installs what it needs into .venv first; a second run finds it there.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+SPHINX_ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BENCHMARKS := $(sort $(wildcard tests/benchmarks/bench_*.py))
+
+# Stamps: what has been installed from the present pyproject.toml and constraints.txt.
+RUNTIME := .venv/.runtime
+INSTALLED := .venv/.installed
+DOCS := .venv/.docs
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help env demo test lint format types check bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(INSTALLED) ## make .venv with all that development needs
+
+demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays and a report in demo/
+	$(BIN)/saff demo --output demo
+
+test: $(INSTALLED) ## run the whole test suite
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## check style and formatting, change nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(INSTALLED) ## put style and formatting right
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(INSTALLED) ## check types, strictly
+	$(BIN)/mypy
+
+check: lint types test ## all that a change must pass
+
+bench: $(INSTALLED) ## run the benchmarks; each prints JSON
+	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
+
+docs: $(DOCS) ## build docs/_build/html, warnings as errors
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html $(SPHINX_ARGS) docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+clean: ## remove .venv, caches and everything built
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build demo dist docs/_build docs/generated
+	find saff jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "saff needs Python 3.10 or newer as $(PYTHON); with another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing saff into .venv (one to three minutes the first time)"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing saff and its development tools into .venv (one to three minutes the first time)"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $(RUNTIME) $@
+
+$(DOCS): $(INSTALLED)
+	@echo "installing the documentation tools into .venv"
+	@$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
