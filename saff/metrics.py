@@ -1,0 +1,496 @@
+"""How well confidence maps agree with true masks: precision, recall, F-measure.
+
+Section 5 of the paper. A threshold t of 0..255 keeps the pixels whose 8-bit confidence is at
+least t. With TP the number of kept foreground pixels::
+
+    precision(t) = TP / kept pixels        (1 where nothing is kept)
+    recall(t)    = TP / foreground pixels
+    F(t)         = (1 + beta^2) precision recall / (beta^2 precision + recall)
+
+Void pixels are left out everywhere. Over many images three averages are in circulation, and their
+maxima differ by several points; `Evaluation` gives all three and names them:
+
+``mean_pr``
+    P(t) and R(t) averaged over images, F of the two means, maximum over t. The paper's, and ours.
+``mean_f``
+    F(t) per image, averaged over images, maximum over t.
+``max_f``
+    Maximum over t per image, averaged over images: every image with its own best threshold.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from saff.arrays import AnyArray
+
+ByThreshold: TypeAlias = NDArray[np.float64]
+"""float64 (256,), one value for each threshold 0..255."""
+Flags: TypeAlias = NDArray[np.bool_]
+"""bool (H, W)."""
+
+HALF = 128
+"""Confidence 0.5 in 8 bits: 127.5, rounded up, as a pseudo label is ``confidence >= 0.5``."""
+
+
+def precision_recall(
+    confidence: AnyArray, truth: AnyArray, valid: AnyArray | None = None
+) -> tuple[ByThreshold, ByThreshold]:
+    """Precision and recall of one map at all 256 thresholds.
+
+    Parameters
+    ----------
+    confidence : uint8 array of shape (H, W)
+        0..255, taken as it is; `stretch` it first for the paper's normalised heat map.
+    truth : bool array of shape (H, W)
+        True is foreground.
+    valid : bool array of shape (H, W), optional
+        False leaves a pixel out (void), whatever its confidence. Default: all pixels count.
+
+    Returns
+    -------
+    precision, recall : float64 arrays of shape (256,)
+        In [0, 1]; entry t is for the pixels with ``confidence >= t``. Where none is kept,
+        precision is 1 and recall 0. Recall starts at 1 and never rises.
+
+    Raises
+    ------
+    ValueError
+        If a shape or dtype is wrong, or no valid pixel is foreground: recall is then undefined.
+        (`Evaluation` leaves such an image out and counts it.)
+
+    Examples
+    --------
+    >>> confidence = np.array([[0, 100], [200, 255]], dtype=np.uint8)
+    >>> precision, recall = precision_recall(confidence, confidence >= 200)
+    >>> precision[[0, 100, 101]], recall[[0, 200, 201]]
+    (array([0.5       , 0.66666667, 1.        ]), array([1. , 1. , 0.5]))
+    """
+    counts = _level_counts(confidence, truth, valid)
+    if not counts[1].any():
+        raise ValueError(
+            "truth has no valid foreground pixel, so recall is undefined; leave the image out"
+        )
+    return _precision_recall(counts)
+
+
+@overload
+def f_measure(precision: float, recall: float, beta_squared: float = ...) -> float: ...
+@overload
+def f_measure(
+    precision: ByThreshold, recall: ByThreshold, beta_squared: float = ...
+) -> ByThreshold: ...
+def f_measure(precision: Any, recall: Any, beta_squared: float = 0.3) -> Any:
+    """Weighted harmonic mean of precision and recall.
+
+    ``(1 + beta_squared) P R / (beta_squared P + R)``, and 0 where both are 0.
+
+    Parameters
+    ----------
+    precision, recall : float or float array
+        In [0, 1], of one shape.
+    beta_squared : float
+        Weight of recall, at least 0. It *is* beta squared and is not squared again: 0.3 is the
+        usual value, and favours precision.
+
+    Returns
+    -------
+    f : float64, scalar or array like the input
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If `beta_squared` is negative or not finite.
+
+    Examples
+    --------
+    >>> round(float(f_measure(0.5, 1.0)), 4)  # squaring 0.3 once more would give 0.5215
+    0.5652
+    """
+    if not 0.0 <= beta_squared < np.inf:
+        raise ValueError(f"beta_squared must be a finite number >= 0, got {beta_squared}")
+    precision, recall = np.asarray(precision, np.float64), np.asarray(recall, np.float64)
+    product = (1.0 + beta_squared) * precision * recall
+    weighted = beta_squared * precision + recall
+    return np.divide(product, weighted, out=np.zeros_like(weighted), where=weighted > 0)[()]
+
+
+def stretch(confidence: AnyArray) -> NDArray[np.uint8]:
+    """Bring a map to 0..255 by its own minimum and maximum: the paper's normalised heat map.
+
+    ``round(255 (c - min) / (max - min))``, over all pixels of the map, void ones too: a prediction
+    is normalised without looking at the truth.
+
+    Parameters
+    ----------
+    confidence : real array of shape (H, W)
+        Any range, finite.
+
+    Returns
+    -------
+    stretched : uint8 array of shape (H, W)
+        From 0 to 255. A flat map says nothing about where the foreground is: it becomes all 0.
+        Levels of an 8-bit map keep their order and never merge, as stretching only widens them.
+
+    Raises
+    ------
+    ValueError
+        If the map is empty or holds NaN or infinity.
+    """
+    values = np.asarray(confidence, np.float64)
+    if values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(
+            "confidence must hold finite numbers,"
+            f" got NaN, infinity or no pixel at all (shape {values.shape})"
+        )
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    stretched: NDArray[np.float64] = np.rint((values - low) * 255 / (high - low))
+    return stretched.astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """A precision-recall curve over the thresholds 0..255."""
+
+    precision: ByThreshold
+    """float64 (256,), [0, 1]."""
+    recall: ByThreshold
+    """float64 (256,), [0, 1]."""
+    beta_squared: float = 0.3
+    """Weight of recall in `f`."""
+
+    @property
+    def f(self) -> ByThreshold:
+        """F-measure: float64 (256,), [0, 1]."""
+        return f_measure(self.precision, self.recall, self.beta_squared)
+
+    @property
+    def best(self) -> int:
+        """The threshold of the largest F, the lowest one if several share it."""
+        return int(self.f.argmax())
+
+
+# Sums of per-image figures are kept as int64 in units of 2**-36, because integers add up to the
+# same sum in any order and floats do not. Rounding to the unit moves a mean by at most 2**-37
+# (7e-12); 2**27 images fit.
+_UNIT = 2**36
+_CURVES = ("precision", "recall", "f")
+_FIGURES = ("best_f", "mae", "iou", "accuracy")
+
+
+def _no_sums() -> dict[str, NDArray[np.int64]]:
+    curves = {name: np.zeros(256, np.int64) for name in _CURVES}
+    return curves | {name: np.zeros((), np.int64) for name in _FIGURES}
+
+
+@dataclass(slots=True, eq=False)
+class Evaluation:
+    """What is known after any number of images: sums, of a fixed size, that add up over shards.
+
+    ``a + b`` is the evaluation of the images of both. Whatever the order of the images and their
+    split into shards, the state is the same to the last bit.
+
+    An image without valid foreground truth is counted in `skipped` and enters no average.
+
+    Parameters
+    ----------
+    beta_squared : float
+        Weight of recall in F, already squared.
+    normalise : bool
+        `stretch` each map before precision and recall, as the paper does. ``mae``, ``iou`` and
+        ``accuracy`` never stretch: they describe the confidence and the mask that a user gets.
+
+    Raises
+    ------
+    ValueError
+        If `beta_squared` is negative or not finite.
+
+    Examples
+    --------
+    >>> truth = np.array([[False, True]])
+    >>> shards = [Evaluation(), Evaluation()]
+    >>> shards[0].add(np.array([[10, 200]], dtype=np.uint8), truth)
+    >>> shards[1].add(np.array([[90, 80]], dtype=np.uint8), truth)
+    >>> sum(shards, start=Evaluation()).summary()["iou"]
+    0.5
+    """
+
+    beta_squared: float = 0.3
+    normalise: bool = True
+    images: int = field(default=0, init=False)
+    """Images in the averages."""
+    skipped: int = field(default=0, init=False)
+    """Images left out, having no valid foreground truth."""
+    best_thresholds: int = field(default=0, init=False)
+    """Sum over images of the threshold that is best for the image."""
+    sums: dict[str, NDArray[np.int64]] = field(default_factory=_no_sums, init=False, repr=False)
+    """Per figure the sum over images in units of 2**-36: int64, (256,) by threshold, or ()."""
+
+    def __post_init__(self) -> None:
+        f_measure(1.0, 1.0, self.beta_squared)  # a bad value stops here, not at the first image
+
+    def add(self, confidence: AnyArray, truth: AnyArray, valid: AnyArray | None = None) -> None:
+        """Take in one image; the arguments, and the errors, are those of `precision_recall`.
+
+        Truth without foreground is not an error here: the image is counted in `skipped`.
+        """
+        counts = _level_counts(confidence, truth, valid)
+        if not counts[1].any():
+            self.skipped += 1
+            return
+        levels = _stretch_counts(counts) if self.normalise else counts
+        curve = Curve(*_precision_recall(levels), self.beta_squared)
+        figures = {
+            "precision": curve.precision,
+            "recall": curve.recall,
+            "f": curve.f,
+            "best_f": curve.f.max(),
+            **_at_half(counts),
+        }
+        for name, figure in figures.items():
+            self.sums[name] += np.rint(figure * _UNIT).astype(np.int64)
+        self.best_thresholds += curve.best
+        self.images += 1
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """Give the evaluation of the images of both; neither changes.
+
+        Raises
+        ------
+        ValueError
+            If their settings differ.
+        """
+        if (self.beta_squared, self.normalise) != (other.beta_squared, other.normalise):
+            raise ValueError(
+                "evaluations of different settings do not add up: beta_squared"
+                f" {self.beta_squared} and {other.beta_squared},"
+                f" normalise {self.normalise} and {other.normalise}"
+            )
+        both = Evaluation(self.beta_squared, self.normalise)
+        both.images = self.images + other.images
+        both.skipped = self.skipped + other.skipped
+        both.best_thresholds = self.best_thresholds + other.best_thresholds
+        both.sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
+        return both
+
+    def curve(self) -> Curve:
+        """Precision and recall averaged over images, per threshold: the curve of ``mean_pr``.
+
+        Raises
+        ------
+        ValueError
+            If no image had foreground truth.
+        """
+        return Curve(self._mean("precision"), self._mean("recall"), self.beta_squared)
+
+    def summary(self) -> dict[str, Any]:
+        """Give the content of ``metrics.json``.
+
+        Returns
+        -------
+        summary : dict
+            ``images`` (in the averages) and ``skipped``; ``mean_pr``, ``mean_f`` and ``max_f``,
+            each with its ``max_f`` in [0, 1] and its ``threshold``: the lowest that reaches the
+            maximum, for ``max_f`` the mean of the images' own; ``mae``, the mean of
+            ``|confidence / 255 - truth|`` over pixels, ``iou`` and ``accuracy`` of the mask
+            ``confidence >= 128``, each per image, then averaged; ``beta_squared``, ``normalised``.
+
+        Raises
+        ------
+        ValueError
+            If no image had foreground truth.
+        """
+        mean_pr, mean_f = self.curve(), self._mean("f")
+        return {
+            "images": self.images,
+            "skipped": self.skipped,
+            "mean_pr": {"max_f": float(mean_pr.f.max()), "threshold": mean_pr.best},
+            "mean_f": {"max_f": float(mean_f.max()), "threshold": int(mean_f.argmax())},
+            "max_f": {
+                "max_f": float(self._mean("best_f")),
+                "threshold": self.best_thresholds / self.images,
+            },
+            "mae": float(self._mean("mae")),
+            "iou": float(self._mean("iou")),
+            "accuracy": float(self._mean("accuracy")),
+            "beta_squared": self.beta_squared,
+            "normalised": self.normalise,
+        }
+
+    def _mean(self, name: str) -> NDArray[np.float64]:
+        if not self.images:
+            raise ValueError(
+                f"no image with foreground truth to average over ({self.skipped} without);"
+                " masks of 0 and 1 need the truth format 'voc', masks of 0 and 255 'binary'"
+            )
+        return np.asarray(self.sums[name] / (_UNIT * self.images), np.float64)
+
+
+def _level_counts(
+    confidence: AnyArray, truth: AnyArray, valid: AnyArray | None
+) -> NDArray[np.intp]:
+    """Count pixels per level: (3, 256), the rows for background, foreground and void."""
+    if confidence.dtype != np.uint8:
+        raise ValueError(
+            f"confidence must be uint8 (0..255), got {confidence.dtype};"
+            " round 255 * confidence, or stretch it"
+        )
+    for name, flags in (("truth", truth), ("valid", valid)):
+        if flags is None:
+            continue
+        if flags.dtype != np.bool_:
+            raise ValueError(f"{name} must be bool, got {flags.dtype}; compare it: mask > 127")
+        if flags.shape != confidence.shape:
+            raise ValueError(
+                f"{name} must have the shape {confidence.shape} of confidence, got {flags.shape}"
+            )
+    row = truth if valid is None else np.where(valid, truth, np.uint8(2))  # 2 is void
+    cell = np.multiply(row, 256, dtype=np.uint16) + confidence
+    return np.bincount(cell.ravel(), minlength=3 * 256).reshape(3, 256)
+
+
+def _stretch_counts(counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Give the counts of the stretched map: every level that occurs moves to its new place."""
+    levels = np.flatnonzero(counts.any(axis=0))
+    stretched = np.zeros_like(counts)
+    stretched[:, stretch(levels)] = counts[:, levels]  # no two levels come to the same place
+    return stretched
+
+
+def _precision_recall(counts: NDArray[np.intp]) -> tuple[ByThreshold, ByThreshold]:
+    """Precision and recall from the pixels per level, of which some are foreground."""
+    kept = counts[:2, ::-1].cumsum(axis=1)[:, ::-1]  # (2, 256): pixels at or above each level
+    hits, predicted = kept[1], kept.sum(axis=0)
+    precision = np.divide(hits, predicted, out=np.ones(256), where=predicted > 0)
+    return precision, hits / hits[0]
+
+
+def _at_half(counts: NDArray[np.intp]) -> dict[str, Any]:
+    """Mean absolute error of the confidence; IoU and accuracy of its mask at 0.5."""
+    background, foreground, _ = counts
+    pixels = background.sum() + foreground.sum()
+    level = np.arange(256)
+    hits, false_alarms = foreground[HALF:].sum(), background[HALF:].sum()
+    return {
+        "mae": (background @ level + foreground @ (255 - level)) / (255 * pixels),
+        "iou": hits / (foreground.sum() + false_alarms),
+        "accuracy": (hits + background[:HALF].sum()) / pixels,
+    }
+
+
+def read_truth(data: bytes, truth_format: Literal["voc", "binary"]) -> tuple[Flags, Flags]:
+    """Read a PNG mask as truth.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
+    truth_format : {"voc", "binary"}
+        ``voc``: palette indices, or grey levels, 0 background, 1..20 foreground (the classes),
+        255 void. ``binary``: foreground where the grey level is above 127; colours count by their
+        luminance, an alpha channel is ignored, nothing is void.
+
+    Returns
+    -------
+    truth, valid : bool arrays of shape (H, W)
+        Foreground, and the pixels that count.
+
+    Raises
+    ------
+    ValueError
+        If the format is unknown, the file is no whole PNG, its mode does not suit the format, or
+        a ``voc`` mask holds values of 21..254.
+    """
+    if truth_format not in ("voc", "binary"):
+        raise ValueError(f"truth_format must be 'voc' or 'binary', got {truth_format!r}")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+    except UnidentifiedImageError:  # its text holds an object address
+        raise ValueError("truth must be a PNG mask, and this file is no PNG image") from None
+    except Exception as error:  # OSError, SyntaxError, ValueError, zlib.error, ...
+        raise ValueError(f"truth is a PNG file that cannot be read: {error}") from error
+    if truth_format == "binary":
+        if image.mode.startswith("I"):
+            raise ValueError("a binary truth must have 8 bits per channel, got a 16-bit grey PNG")
+        truth = np.asarray(image.convert("L")) > 127
+        return truth, np.ones_like(truth)
+    if image.mode not in ("P", "L"):  # "1": its 1 is white, that is 255, but hardly meant as void
+        raise ValueError(
+            f"a voc truth must be a palette or 8-bit grey PNG, got mode {image.mode};"
+            " masks that are black and white need the truth format 'binary'"
+        )
+    index = np.asarray(image)
+    strange = np.unique(index[(index > 20) & (index < 255)])
+    if strange.size:
+        raise ValueError(
+            "a voc truth holds 0 (background), 1..20 (classes) and 255 (void),"
+            f" got also {strange.tolist()}"
+        )
+    return (index > 0) & (index < 255), index < 255
+
+
+def curve_csv(curve: Curve) -> str:
+    """Write a curve as CSV: ``threshold,precision,recall,f``, one line per threshold 0..255.
+
+    Numbers are written so that reading them back gives the same float64.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("threshold", "precision", "recall", "f"))
+    columns = (curve.precision.tolist(), curve.recall.tolist(), curve.f.tolist())
+    writer.writerows(zip(range(256), *columns, strict=True))
+    return text.getvalue()
+
+
+def curve_svg(curves: Mapping[str, Curve]) -> str:
+    """Draw precision over recall, one line per curve, its maximal F marked.
+
+    Parameters
+    ----------
+    curves : mapping of str to Curve
+        What the legend calls each curve, in the order of the legend.
+
+    Returns
+    -------
+    svg : str
+        A picture 6 inches wide, its words kept as text; the same for the same curves.
+
+    Raises
+    ------
+    ValueError
+        If there is no curve.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one named curve, got none")
+    import matplotlib  # here, not above: workers that only count need not load it
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "saff", "svg.fonttype": "none", "text.parse_math": False}
+    ):
+        figure = Figure(figsize=(6, 5 + 0.25 * len(curves)), layout="constrained")
+        axes = figure.add_subplot()
+        labels = []
+        for number, (name, curve) in enumerate(curves.items()):
+            style = ("o-", "o--", "o:", "o-.")[number // 10 % 4]  # ten colours, then again dashed
+            axes.plot(curve.recall, curve.precision, style, markevery=[curve.best])
+            labels.append(f"{name}: max F {curve.f.max():.3f} at threshold {curve.best}")
+        # below the axes, where it hides no curve
+        figure.legend(axes.get_lines(), labels, loc="outside lower center", frameon=False)
+        axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1.01), ylim=(0, 1.01))
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return svg.getvalue()
