@@ -1,0 +1,223 @@
+"""Maps and regions -> unary and context features: Eq. 1 to 4 of the paper."""
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+from scipy.spatial.distance import pdist, squareform
+
+from saff.arrays import Adjacency, AnyArray, Features, Matrix
+
+
+def class_probabilities(scores: AnyArray, temperature: float) -> Features:
+    """Turn class scores into the semantic vectors v_i: a softmax, so each row sums to 1.
+
+    Parameters
+    ----------
+    scores : float array of shape (R, K)
+        Class scores (logits) of each region.
+    temperature : float
+        Above 0; 1 is the classifier's own softmax, larger is flatter.
+
+    Returns
+    -------
+    vectors : float64 array of shape (R, K)
+        Entries in [0, 1], rows sum to 1, so that Eq. 1 stays in [0, 1].
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    scaled = scores.astype(np.float64) / temperature
+    exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    vectors: Features = exponent / exponent.sum(axis=1, keepdims=True)
+    return vectors
+
+
+def semantic_similarity(vectors: AnyArray) -> Matrix:
+    """How much of their classes two superpixels share: ``sum_k min(v_ik, v_jk)``, Eq. 1.
+
+    Computed as ``(|v_i| + |v_j| - |v_i - v_j|) / 2`` with L1 norms, which equals the sum of minima
+    and lets SciPy do the loop.
+
+    Parameters
+    ----------
+    vectors : float array of shape (R, K)
+        Semantic vectors, entries >= 0.
+
+    Returns
+    -------
+    similarity : float64 array of shape (R, R)
+        Symmetric; in [0, 1] where rows sum to at most 1.  The diagonal is the row's own sum.
+
+    Raises
+    ------
+    ValueError
+        If an entry is negative or not finite, or the array is not 2-d.
+    """
+    if vectors.ndim != 2:
+        raise ValueError(f"vectors must be (R, K), got shape {vectors.shape}")
+    values = np.asarray(vectors, dtype=np.float64)
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError("vectors must be finite and not negative; normalise them first")
+    mass = values.sum(axis=1)
+    distance = squareform(pdist(values, "cityblock"), checks=False)
+    similarity = 0.5 * (mass[:, None] + mass[None, :] - distance)
+    return np.maximum(similarity, 0.0)  # rounding may leave -1e-17 where nothing is shared
+
+
+def apparent_similarity(edge_weights: AnyArray, scale: float = 3.5) -> Matrix:
+    """``exp(-w_E E(i, j))``: near 1 where no edge lies between two superpixels, Eq. 2.
+
+    Parameters
+    ----------
+    edge_weights : float array of shape (R, R)
+        E, >= 0; infinite where no path joins two regions.
+    scale : float
+        w_E, the paper's 3.5.
+
+    Returns
+    -------
+    similarity : float64 array of shape (R, R)
+        In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If an edge weight is negative or NaN, the array is not square, or ``scale`` is negative.
+    """
+    if edge_weights.ndim != 2 or edge_weights.shape[0] != edge_weights.shape[1]:
+        raise ValueError(f"edge_weights must be (R, R), got shape {edge_weights.shape}")
+    if scale < 0:
+        raise ValueError(f"scale must not be negative, got {scale}")
+    if not (edge_weights >= 0).all():
+        raise ValueError("edge_weights must be at least 0 and not NaN")
+    return np.exp(-scale * np.asarray(edge_weights, dtype=np.float64))
+
+
+def context(similarity: AnyArray, unary: AnyArray) -> Features:
+    """Spread a unary feature over similar superpixels: ``M' S``, Eq. 3 and 4.
+
+    The diagonal of M is set to zero and its rows are divided by their sum; a row without any
+    similarity stays zero.
+
+    Parameters
+    ----------
+    similarity : float array of shape (R, R)
+        M, entries >= 0.
+    unary : float array of shape (R,)
+        The other kind's unary feature.
+
+    Returns
+    -------
+    context : float64 array of shape (R,)
+        A convex combination of ``unary`` per superpixel, or 0 where M' has an empty row.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree.
+    """
+    if similarity.ndim != 2 or similarity.shape != (unary.size, unary.size) or unary.ndim != 1:
+        raise ValueError(
+            f"similarity must be (R, R) and unary (R,), got {similarity.shape} and {unary.shape}"
+        )
+    rows = np.array(similarity, dtype=np.float64)  # a copy: the diagonal is written
+    np.fill_diagonal(rows, 0.0)
+    total = rows.sum(axis=1)
+    weighted: Features = rows @ unary.astype(np.float64)
+    return np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+
+
+def cheapest_paths(adjacency: Adjacency, strength: AnyArray, count: int) -> Matrix:
+    """Edge weight E(i, j) between any two regions: the cheapest path over the adjacency graph.
+
+    Parameters
+    ----------
+    adjacency : int array of shape (E, 2)
+        Pairs of touching regions.
+    strength : float array of shape (E,)
+        Edge strength on each shared border, >= 0.
+    count : int
+        Number of regions R.
+
+    Returns
+    -------
+    edge_weights : float64 array of shape (R, R)
+        Symmetric, zero diagonal; infinite where no path exists.
+    """
+    cost = np.maximum(strength, np.finfo(np.float64).tiny)  # a stored 0 would mean "no edge"
+    graph = csr_array((cost, (adjacency[:, 0], adjacency[:, 1])), shape=(count, count))
+    paths: Matrix = dijkstra(graph, directed=False)
+    return paths
+
+
+def stretch(values: AnyArray) -> Features:
+    """Bring values to [0, 1] by their own minimum and maximum; equal values become 0.
+
+    Parameters
+    ----------
+    values : float array
+        Finite.
+
+    Returns
+    -------
+    stretched : float64 array of the same shape
+        In [0, 1].
+    """
+    low, high = values.min(), values.max()
+    if not high - low > 1e-12:  # a flat feature says nothing: 0, not noise blown up to 1
+        return np.zeros(values.shape)
+    stretched: Features = (values.astype(np.float64) - low) / (high - low)
+    return stretched
+
+
+def feature_similarity(levels: list[AnyArray], power: float) -> Matrix:
+    """Similarity of superpixels in an encoder's features: mean cosine over levels, sharpened.
+
+    Stands in for Eq. 1 in ``default()``: the features know parts and materials that no class
+    names.
+
+    Parameters
+    ----------
+    levels : list of float arrays, each of shape (R, D)
+        Mean features of each region; D may differ.
+    power : float
+        Exponent, above 0.
+
+    Returns
+    -------
+    similarity : float64 array of shape (R, R)
+        In [0, 1], symmetric.
+    """
+    cosine = sum(_cosine(level) for level in levels) / len(levels)
+    return np.clip(cosine, 0.0, 1.0) ** power
+
+
+def border_contrast(levels: list[AnyArray], border: AnyArray) -> Features:
+    """Semantic unary of ``default()``: how unlike the image border a superpixel's features are.
+
+    ``1 - sum_j l_j cos(f_i, f_j) / sum_j l_j`` over the regions j on the border, l_j their length on
+    it, for each level; every level is stretched to [0, 1] and the levels are averaged.
+
+    Parameters
+    ----------
+    levels : list of float arrays, each of shape (R, D)
+        Mean features of each region.
+    border : array of shape (R,)
+        Pixels of each region on the image border, not all 0.
+
+    Returns
+    -------
+    contrast : float64 array of shape (R,)
+        In [0, 1].
+    """
+    on_border = np.flatnonzero(border)
+    share = border[on_border] / border.sum()
+    contrasts = [stretch(1.0 - _cosine(level, on_border) @ share) for level in levels]
+    return stretch(np.mean(contrasts, axis=0))
+
+
+def _cosine(features: AnyArray, columns: AnyArray | None = None) -> Matrix:
+    """Cosine similarity, negative values 0: (R, D) to (R, R), or to (R, C) for chosen columns."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(length, np.finfo(np.float32).tiny)
+    other = unit if columns is None else unit[columns]
+    return np.maximum(unit @ other.T, 0.0).astype(np.float64)

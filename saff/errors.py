@@ -1,0 +1,9 @@
+"""Errors that are the caller's to mend: one line that says what came, what to do; exit code 2."""
+
+
+class SettingsError(ValueError):
+    """A setting, an input or an output that cannot work; nothing was started or changed."""
+
+
+class WeightsError(SettingsError):
+    """Trained weights that are missing, of another kind, or not what their checksum says."""

