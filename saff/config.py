@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import sys
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from saff.errors import SettingsError
+
+MOST_SUPERPIXELS = 4096  # similarities are (R, R): 128 MiB each at this number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,7 @@ class Config:
     """Both classes of seeds weigh the same."""
     prior: tuple[float, float, float, float] = (0.4, 0.4, 0.1, 0.1)
     """Weights of S_s, S_s_con, S_a, S_a_con that hold for images in general."""
-    prior_strength: float = 1.0
+    prior_strength: float = 10.0
     """Pull of the fit towards the prior; 0 is the published least squares."""
     spread: bool = True
     """Spread the score over semantic neighbours, as Eq. 3 spreads saliency."""
@@ -60,14 +63,19 @@ class Config:
     """Exponent of the stretched spread score: puts the best single threshold at 0.5."""
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        positive = {
-            n: getattr(self, n)
-            for n in ("encoder_side", "superpixel_count", "working_side", "max_pixels")
-        }
-        for name, value in positive.items():
-            if not (isinstance(value, int) and value >= 1):
-                raise SettingsError(f"{name} must be a whole number of at least 1, got {value!r}")
+        """Refuse values that cannot work; whole numbers given for floats become floats."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, field.type):
+                raise SettingsError(f"{field.name} must be {_kind(field.type)}, got {value!r}")
+            object.__setattr__(self, field.name, _settle(value, field.type))
+        for name in ("encoder_side", "superpixel_count", "working_side", "max_pixels"):
+            if not getattr(self, name) >= 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if self.superpixel_count > MOST_SUPERPIXELS:
+            raise SettingsError(
+                f"superpixel_count must be at most {MOST_SUPERPIXELS}, got {self.superpixel_count}"
+            )
         for name in ("temperature", "affinity_power", "gamma"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)!r}")
@@ -79,8 +87,6 @@ class Config:
                 "expected 0 <= background_below <= foreground_above <= 1, got "
                 f"{self.background_below} and {self.foreground_above}"
             )
-        if len(self.prior) != 4:
-            raise SettingsError(f"prior must have 4 weights, got {len(self.prior)}")
 
     def to_json(self) -> str:
         """Write as JSON, one field a line."""
@@ -151,32 +157,47 @@ def from_json(text: str) -> Config:
         raise SettingsError(f"the configuration is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"the configuration must be a JSON object, got {type(values).__name__}")
-    hints = typing.get_type_hints(Config)
-    unknown = sorted(set(values) - set(hints))
+    known = sorted(field.name for field in dataclasses.fields(Config))
+    unknown = sorted(set(values) - set(known))
     if unknown:
-        raise SettingsError(
-            f"unknown settings {', '.join(unknown)}; known: {', '.join(sorted(hints))}"
-        )
-    if isinstance(values.get("prior"), list):
-        values["prior"] = tuple(values["prior"])
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            expected = getattr(hints[name], "__name__", None) or str(hints[name])
-            raise SettingsError(f"setting {name} is {value!r}, expected {expected}")
+        raise SettingsError(f"unknown settings {', '.join(unknown)}; known: {', '.join(known)}")
     return Config(**values)
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a JSON value is of a field's type; a whole number is a float, a bool is not."""
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is a float, a bool is not."""
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
-        return value in options
+        return isinstance(value, str) and value in options
     if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, float) for v in value)
+        right_length = isinstance(value, list | tuple) and len(value) == len(options)
+        return right_length and all(_fits(v, float) for v in value)
     if options:  # a union
-        return any(_fits(value, o) for o in options)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return any(_fits(value, option) for option in options)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:  # no comparison holds for NaN, and infinity is above the largest
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, hint)
+
+
+def _settle(value: Any, hint: Any) -> Any:
+    """One spelling for equal values, so that equal settings have equal digests."""
+    if hint is float:
+        return float(value) + 0.0  # which makes -0.0 a 0.0
+    if typing.get_origin(hint) is tuple:
+        return tuple(_settle(v, float) for v in value)
+    return value
+
+
+def _kind(hint: Any) -> str:
+    """Name a field's type for a reader of JSON."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(option) for option in options)
+    if typing.get_origin(hint) is tuple:
+        return f"{len(options)} finite numbers"
+    if options:  # a union
+        return " or ".join(_kind(option) for option in options)
+    kinds: dict[Any, str] = {bool: "true or false", float: "a finite number", str: "text"}
+    return (kinds | {int: "a whole number", type(None): "null"})[hint]

@@ -22,8 +22,13 @@ def class_probabilities(scores: AnyArray, temperature: float) -> Features:
     -------
     vectors : float64 array of shape (R, K)
         Entries in [0, 1], rows sum to 1, so that Eq. 1 stays in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the temperature is not above 0.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     scaled = scores.astype(np.float64) / temperature
     exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -59,8 +64,9 @@ def semantic_similarity(vectors: AnyArray) -> Matrix:
         raise ValueError("vectors must be finite and not negative; normalise them first")
     mass = values.sum(axis=1)
     distance = squareform(pdist(values, "cityblock"), checks=False)
-    similarity = 0.5 * (mass[:, None] + mass[None, :] - distance)
-    return np.maximum(similarity, 0.0)  # rounding may leave -1e-17 where nothing is shared
+    similarity: Matrix = 0.5 * (mass[:, None] + mass[None, :] - distance)
+    np.maximum(similarity, 0.0, out=similarity)  # rounding may leave -1e-17: nothing is shared
+    return similarity
 
 
 def apparent_similarity(edge_weights: AnyArray, scale: float = 3.5) -> Matrix:
@@ -71,25 +77,30 @@ def apparent_similarity(edge_weights: AnyArray, scale: float = 3.5) -> Matrix:
     edge_weights : float array of shape (R, R)
         E, >= 0; infinite where no path joins two regions.
     scale : float
-        w_E, the paper's 3.5.
+        w_E, the paper's 3.5; finite.
 
     Returns
     -------
     similarity : float64 array of shape (R, R)
-        In [0, 1].
+        In [0, 1]; 0 where no path joins two regions, whatever the scale.
 
     Raises
     ------
     ValueError
-        If an edge weight is negative or NaN, the array is not square, or ``scale`` is negative.
+        If an edge weight is negative or NaN, the array is not square, or ``scale`` is negative or
+        not finite.
     """
     if edge_weights.ndim != 2 or edge_weights.shape[0] != edge_weights.shape[1]:
         raise ValueError(f"edge_weights must be (R, R), got shape {edge_weights.shape}")
-    if scale < 0:
-        raise ValueError(f"scale must not be negative, got {scale}")
+    if not 0 <= scale < np.inf:
+        raise ValueError(f"scale must be at least 0 and finite, got {scale}")
     if not (edge_weights >= 0).all():
         raise ValueError("edge_weights must be at least 0 and not NaN")
-    return np.exp(-scale * np.asarray(edge_weights, dtype=np.float64))
+    joined = np.isfinite(edge_weights)  # 0 * inf would be NaN
+    exponent = np.full(edge_weights.shape, -np.inf)
+    exponent[joined] = -scale * edge_weights[joined]
+    similarity: Matrix = np.exp(exponent)
+    return similarity
 
 
 def context(similarity: AnyArray, unary: AnyArray) -> Features:
@@ -123,7 +134,8 @@ def context(similarity: AnyArray, unary: AnyArray) -> Features:
     np.fill_diagonal(rows, 0.0)
     total = rows.sum(axis=1)
     weighted: Features = rows @ unary.astype(np.float64)
-    return np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+    spread: Features = np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+    return spread
 
 
 def cheapest_paths(adjacency: Adjacency, strength: AnyArray, count: int) -> Matrix:
@@ -143,8 +155,8 @@ def cheapest_paths(adjacency: Adjacency, strength: AnyArray, count: int) -> Matr
     edge_weights : float64 array of shape (R, R)
         Symmetric, zero diagonal; infinite where no path exists.
     """
-    cost = np.maximum(strength, np.finfo(np.float64).tiny)  # a stored 0 would mean "no edge"
-    graph = csr_array((cost, (adjacency[:, 0], adjacency[:, 1])), shape=(count, count))
+    # A sparse array may store a 0: a border that costs nothing.  A dense one would lose it.
+    graph = csr_array((strength, (adjacency[:, 0], adjacency[:, 1])), shape=(count, count))
     paths: Matrix = dijkstra(graph, directed=False)
     return paths
 
@@ -188,14 +200,15 @@ def feature_similarity(levels: list[AnyArray], power: float) -> Matrix:
         In [0, 1], symmetric.
     """
     cosine = sum(_cosine(level) for level in levels) / len(levels)
-    return np.clip(cosine, 0.0, 1.0) ** power
+    similarity: Matrix = np.clip(cosine, 0.0, 1.0) ** power
+    return similarity
 
 
 def border_contrast(levels: list[AnyArray], border: AnyArray) -> Features:
     """Semantic unary of ``default()``: how unlike the image border a superpixel's features are.
 
-    ``1 - sum_j l_j cos(f_i, f_j) / sum_j l_j`` over the regions j on the border, l_j their length on
-    it, for each level; every level is stretched to [0, 1] and the levels are averaged.
+    ``1 - sum_j l_j cos(f_i, f_j) / sum_j l_j`` over the regions j on the border, l_j their length
+    on it, for each level; every level is stretched to [0, 1] and the levels are averaged.
 
     Parameters
     ----------
@@ -220,4 +233,5 @@ def _cosine(features: AnyArray, columns: AnyArray | None = None) -> Matrix:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     unit = features / np.maximum(length, np.finfo(np.float32).tiny)
     other = unit if columns is None else unit[columns]
-    return np.maximum(unit @ other.T, 0.0).astype(np.float64)
+    cosine: Matrix = np.maximum(unit @ other.T, 0.0).astype(np.float64)
+    return cosine

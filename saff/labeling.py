@@ -222,13 +222,13 @@ def fit_image(features: Features, similarity_s: Matrix, config: Config) -> Fit:
 
 
 def shrink(image: Image, side: int) -> Image:
-    """Shrink an image whose longer side exceeds ``side`` pixels; others are returned as they are."""
+    """Shrink an image whose longer side exceeds ``side`` pixels; return others as they are."""
     factor = side / max(image.shape[:2])
     if factor >= 1:
         return image
     height, width = (max(1, round(n * factor)) for n in image.shape[:2])
-    shrunk: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return shrunk
+    shrunk = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, dtype=np.uint8)
 
 
 def enlarge(labels: LabelMap, height: int, width: int) -> LabelMap:

@@ -42,22 +42,22 @@ def slic(image: Image, count: int) -> LabelMap:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     height, width = image.shape[:2]
     side = max(1, round(np.sqrt(height * width / count)))
-    if side == 1:  # fewer pixels than regions asked for: every pixel is one
-        return np.arange(height * width, dtype=np.int32).reshape(height, width)
     if min(height, width) < 2 * side:  # the library needs two cells across: cut along the length
-        return _strips(height, width, side)
+        return _strips(height, width, count)
+    if side == 1:  # about as many pixels as regions asked for, or fewer: every pixel is one
+        return np.arange(height * width, dtype=np.int32).reshape(height, width)
     lab = cv2.cvtColor(cv2.GaussianBlur(image, (3, 3), 0), cv2.COLOR_RGB2LAB)
     cells = cv2.ximgproc.createSuperpixelSLIC(lab, cv2.ximgproc.SLIC, side, SLIC_COMPACTNESS)
     cells.iterate(SLIC_ITERATIONS)
     cells.enforceLabelConnectivity(SMALLEST_PERCENT)
-    labels: LabelMap = cells.getLabels()
+    labels: LabelMap = np.asarray(cells.getLabels(), dtype=np.int32)
     return labels
 
 
-def _strips(height: int, width: int, side: int) -> LabelMap:
+def _strips(height: int, width: int, count: int) -> LabelMap:
     """Equal strips across an image too thin to cluster."""
     length = max(height, width)
-    strip = np.arange(length, dtype=np.int32) * max(1, round(length / side)) // length
+    strip = (np.arange(length) * min(count, length) // length).astype(np.int32)
     strips = strip[None, :] if width >= height else strip[:, None]
     return np.ascontiguousarray(np.broadcast_to(strips, (height, width)))
 
@@ -154,7 +154,7 @@ def border_strength(edges: PixelMap, superpixels: LabelMap) -> tuple[Adjacency, 
 
 
 def border_lengths(superpixels: LabelMap) -> AnyArray:
-    """Pixels of each region on the image's border: int (H, W) to int64 (R,); a corner counts twice."""
+    """Pixels of each region on the image's border: int (H, W) to int64 (R,), corners twice."""
     frame = [superpixels[0], superpixels[-1], superpixels[:, 0], superpixels[:, -1]]
     return np.bincount(np.concatenate(frame), minlength=superpixels.max() + 1)
 
@@ -183,8 +183,9 @@ def pooling(superpixels: LabelMap, grid: tuple[int, int]) -> Matrix:
             index = base + (row * grid[1])[:, None] + column[None, :]
             weight = row_weight[:, None] * column_weight[None, :]
             sums += np.bincount(index.ravel(), weights=weight.ravel(), minlength=sums.size)
-    weights: Matrix = sums.reshape(count, cells)
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights = sums.reshape(count, cells)
+    normalised: Matrix = weights / weights.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def _linear(size: int, cells: int) -> tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]:

@@ -8,10 +8,10 @@ operators would still fail, as it should.
 
 import torch
 
-_SCHEMAS = {
-    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 
 def _declare_missing_operators() -> "torch.library.Library | None":
@@ -23,14 +23,15 @@ def _declare_missing_operators() -> "torch.library.Library | None":
             raise
     else:
         return None
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS.values():
-        library.define(schema)
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+    for schema in _SCHEMAS:
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library
 
 
 _library = _declare_missing_operators()  # kept: the schemas go when the library object does
 
 from torchvision import models  # noqa: E402
+from torchvision.ops.misc import Permute  # noqa: E402
 
-__all__ = ["models"]
+__all__ = ["Permute", "models"]

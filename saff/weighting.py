@@ -82,7 +82,8 @@ def fit_weights(
     Raises
     ------
     ValueError
-        If shapes disagree, a value is not finite, or a threshold or the prior is out of range.
+        If shapes disagree, a value is not finite, or a threshold or ``prior_strength`` is out of
+        range.
     """
     count, columns = features.shape if features.ndim == 2 else (-1, -1)
     if semantic.shape != (count,) or saliency.shape != (count,):
@@ -95,17 +96,17 @@ def fit_weights(
             "thresholds must hold 0 <= background_below <= foreground_above <= 1, got "
             f"{background_below} and {foreground_above}"
         )
-    if prior_strength < 0:
-        raise ValueError(f"prior_strength must not be negative, got {prior_strength}")
-    if not all(np.isfinite(a).all() for a in (features, semantic, saliency)):
-        raise ValueError("features, semantic and saliency must be finite")
+    if not 0.0 <= prior_strength < np.inf:
+        raise ValueError(f"prior_strength must be at least 0 and finite, got {prior_strength}")
+    w0 = np.full(columns, 1.0 / columns) if prior is None else np.asarray(prior, np.float64)
+    if w0.shape != (columns,):
+        raise ValueError(f"prior must be ({columns},), one weight per feature, got {w0.shape}")
+    if not all(np.isfinite(a).all() for a in (features, semantic, saliency, w0)):
+        raise ValueError("features, semantic, saliency and prior must be finite")
     agreement = np.sqrt(np.clip(semantic, 0, None) * np.clip(saliency, 0, None))
     foreground = agreement > foreground_above
     background = agreement < background_below
     n_foreground, n_background = int(foreground.sum()), int(background.sum())
-    w0 = np.full(columns, 1.0 / columns) if prior is None else np.asarray(prior, np.float64)
-    if w0.shape != (columns,):
-        raise ValueError(f"prior must be ({columns},), one weight per feature, got {w0.shape}")
     missing = [
         kind for kind, n in (("foreground", n_foreground), ("background", n_background)) if n == 0
     ]

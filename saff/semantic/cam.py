@@ -52,7 +52,7 @@ class CamEncoder:
     ) -> None:
         self.trunk = trunk
         self.weight = head.weight.detach()[:, :, None, None]  # (K, D, 1, 1)
-        self.bias = head.bias.detach() if head.bias is not None else None
+        self.bias = head.bias.detach()  # (K,)
         self.mean = np.asarray(mean, dtype=np.float32)
         self.std = np.asarray(std, dtype=np.float32)
         self.side = side
@@ -87,5 +87,5 @@ def resize_to_multiple(image: Image, side: int, multiple: int) -> Image:
     factor = side / max(image.shape[:2])
     height, width = (max(1, round(n * factor / multiple)) * multiple for n in image.shape[:2])
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    resized: Image = cv2.resize(image, (width, height), interpolation=method)
-    return resized
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return np.asarray(resized, dtype=np.uint8)

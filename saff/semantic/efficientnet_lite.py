@@ -61,7 +61,7 @@ def _scale_channels(channels: int, width: float) -> int:
 
 
 class _SameConv2d(nn.Conv2d):
-    """Convolution padded as TensorFlow's "same" pads an even input: the odd pixel right and below."""
+    """Convolution padded as TensorFlow pads an even input: the odd pixel right and below."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1
@@ -111,7 +111,8 @@ class _Block(nn.Module):
             y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
         y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.skips else y
+        out: Tensor = x + y if self.skips else y
+        return out
 
 
 class EfficientNetLite(nn.Module):

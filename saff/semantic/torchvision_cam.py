@@ -1,19 +1,21 @@
 """torchvision classifiers as CAM encoders: GoogLeNet, as in the paper, and others by name."""
 
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
 
 from saff.errors import SettingsError, WeightsError
 from saff.semantic.cam import CamEncoder
-from saff.semantic.weights import load_state, open_weights
-from saff.torchvision_import import models
+from saff.semantic.weights import WeightsFile, load_state, open_weights
+from saff.torchvision_import import Permute, models
 
-IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-PROBE_TOLERANCE = 1e-3  # relative; float32 sums over a few thousand terms stay far below
+PROBE_TOLERANCE = 1e-3  # of the largest feature; float32 sums of a few thousand terms stay below
+WITH_AUXILIARY = ("googlenet", "inception_v3")
+OLD_DENSE_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # in published files
 
 
 class Trunk(nn.Module):
@@ -28,18 +30,21 @@ class Trunk(nn.Module):
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        turns = [index for index, layer in enumerate(layers) if isinstance(layer, Permute)]
+        self.turn = turns[0] if turns else 0  # layers before it put the channels last (Swin)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Feature levels: the last map of each size from stride 8 on, coarsest last."""
         smallest = min(x.shape[2:]) // 8
         levels: list[Tensor] = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             x = layer(x)
-            if min(x.shape[2:]) > smallest:
+            level = x.movedim(-1, 1) if index < self.turn else x
+            if min(level.shape[2:]) > smallest:
                 continue
-            if levels and levels[-1].shape[2:] == x.shape[2:]:
+            if levels and levels[-1].shape[2:] == level.shape[2:]:
                 levels.pop()
-            levels.append(x)
+            levels.append(level)
         return levels
 
 
@@ -54,7 +59,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
         Longer side of the input in pixels.
     weights : str, optional
         File or URI of a state dict.  Without it torch's hub cache is used, filled from the internet
-        where there is one; the file name's checksum is verified.
+        where there is one; the checksum in the file's name is verified.
 
     Returns
     -------
@@ -68,43 +73,57 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
     WeightsError
         If the weights cannot be had or belong to another network.
     """
-    try:
-        # Auxiliary classifiers serve training only; "init_weights" would draw numbers for nothing.
-        extra = {"aux_logits": False, "init_weights": False} if name in _WITH_AUXILIARY else {}
-        network = models.get_model(name, weights=None, **extra)
-    except ValueError as error:
-        raise SettingsError(f"torchvision has no classifier {name!r}") from error
-    network.eval()
+    if name not in models.list_models(module=models):  # classifiers alone, not detectors
+        raise SettingsError(f"torchvision has no classifier {name!r}")
+    # Auxiliary classifiers serve training only; "init_weights" would draw numbers for nothing.
+    extra = {"aux_logits": False, "init_weights": False} if name in WITH_AUXILIARY else {}
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(0)
+        network = models.get_model(name, weights=None, **extra).eval()
     trunk, head = _split(name, network)
-    file = open_weights(weights or _hub_file(name))
-    load_state(network, file, drop=("aux1.", "aux2.", "AuxLogits."))
-    half = (127.5,), (127.5,)  # what these two were trained on, whatever torchvision's wrapper does
-    mean, std = half if name in _WITH_AUXILIARY else (IMAGENET_MEAN, IMAGENET_STD)
+    published = models.get_model_weights(name).DEFAULT
+    file = open_weights(weights) if weights else _open_hub(name, published.url)
+    load_state(
+        network,
+        file,
+        drop=("aux1.", "aux2.", "AuxLogits."),
+        rename=lambda entry: OLD_DENSE_NAME.sub(r"\1", entry),
+    )
+    preset = published.transforms()
+    mean, std = ([255 * value for value in values] for values in (preset.mean, preset.std))
+    if name in WITH_AUXILIARY:  # trained on [-1, 1], to which torchvision's wrapper converts
+        mean, std = [127.5], [127.5]
     return CamEncoder(trunk, head, mean=mean, std=std, side=side, digest=file.sha256)
 
 
-_WITH_AUXILIARY = ("googlenet", "inception_v3")
-
-
 def _split(name: str, network: nn.Module) -> tuple[Trunk, nn.Linear]:
-    """Split a classifier into trunk and head, and prove the split on a probe."""
-    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    """Split a classifier into trunk and head, and prove the split on a probe.
+
+    The head must read the mean of the trunk's last map, and what it gives must be the answer.
+    """
     layers = list(_before_pooling(network))
+    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
     probe = torch.linspace(-1, 1, 3 * 96 * 128).reshape(1, 3, 96, 128)
-    with torch.inference_mode():
-        for tail in ([], [nn.ReLU()]):  # some have their last ReLU as a function, not a layer
+    passed: list[tuple[Tensor, Tensor]] = []  # what the head read and gave
+    # Shapes that do not fit raise one of these: then it is no such classifier.
+    with torch.inference_mode(), suppress(AssertionError, IndexError, RuntimeError, TypeError):
+        hook = heads[-1].register_forward_hook(
+            lambda _, inputs, output: passed.append((inputs[0], output))
+        )
+        answer = network(probe)
+        hook.remove()
+        read, given = passed[-1]
+        tolerance = PROBE_TOLERANCE * float(read.abs().max())
+        tails: list[list[nn.Module]] = [[], [nn.ReLU()]]  # some have their last ReLU as a function
+        for tail in tails:
             trunk = Trunk(layers + tail).eval()
-            try:
-                pooled = trunk(probe)[-1].mean(dim=(2, 3))
-                if torch.allclose(
-                    heads[-1](pooled), network(probe), rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
-                ):
-                    return trunk, heads[-1]
-            except (RuntimeError, IndexError, TypeError):
-                continue
+            pooled = trunk(probe)[-1].mean(dim=(2, 3))
+            same = torch.allclose(pooled, read, rtol=0, atol=tolerance) and tolerance > 0
+            if same and torch.equal(given, answer):
+                return trunk, heads[-1]
     raise SettingsError(
-        f"torchvision:{name} is not a chain of layers, global average pooling and one linear layer; "
-        "choose one that is, such as googlenet, resnet50, mobilenet_v2 or efficientnet_b0"
+        f"torchvision:{name} is not a chain of layers, global average pooling and one linear "
+        "layer; choose one that is, such as googlenet, resnet50, mobilenet_v2 or efficientnet_b0"
     )
 
 
@@ -119,18 +138,17 @@ def _before_pooling(network: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _hub_file(name: str) -> str:
-    """Path of the published weights in torch's hub cache, downloaded if they are not there."""
-    url: str = models.get_model_weights(name).DEFAULT.url
+def _open_hub(name: str, url: str) -> WeightsFile:
+    """Read published weights from torch's hub cache, downloaded if they are not there."""
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    digest = os.path.basename(url).rsplit("-", 1)[-1].split(".")[0]
     if not os.path.exists(path):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            digest = os.path.basename(url).rsplit("-", 1)[-1].split(".")[0]
             torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=False)
         except (OSError, RuntimeError) as error:
             raise WeightsError(
                 f"the weights of {name} are not at {path} and cannot be downloaded ({error}); "
                 f"put the file there, or name one with encoder_weights in the configuration"
             ) from error
-    return path
+    return open_weights(path, digest)

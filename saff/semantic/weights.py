@@ -2,11 +2,12 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import fsspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saff.errors import WeightsError
 
@@ -42,7 +43,7 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
     try:
         with fsspec.open(source, "rb") as file:
             data: bytes = file.read()
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # every kind of storage raises its own
         raise WeightsError(f"cannot read the weights {source}: {error}") from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 and not found.startswith(sha256):
@@ -50,7 +51,13 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
     return WeightsFile(source, found, data)
 
 
-def load_state(network: nn.Module, file: WeightsFile, drop: tuple[str, ...] = ()) -> None:
+def load_state(
+    network: nn.Module,
+    file: WeightsFile,
+    *,
+    drop: tuple[str, ...] = (),
+    rename: Callable[[str], str] = str,
+) -> None:
     """Load a state dict into a network, ``weights_only``, every name accounted for.
 
     Parameters
@@ -61,6 +68,8 @@ def load_state(network: nn.Module, file: WeightsFile, drop: tuple[str, ...] = ()
         A state dict as ``torch.save`` writes it.
     drop : tuple of str
         Prefixes of entries to leave out, such as auxiliary classifiers.
+    rename : callable
+        From an entry's name to the network's; most need none.
 
     Raises
     ------
@@ -69,9 +78,26 @@ def load_state(network: nn.Module, file: WeightsFile, drop: tuple[str, ...] = ()
     """
     try:
         state = torch.load(io.BytesIO(file.data), map_location="cpu", weights_only=True)
-        network.load_state_dict({k: v for k, v in state.items() if not k.startswith(drop)})
-    except Exception as error:  # torch raises a dozen kinds on damaged files
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason"
+    except Exception as error:  # torch raises a dozen kinds, and advises to trust the file
+        raise WeightsError(
+            f"{file.source} is not a state dict as torch.save writes it: damaged, or holding other "
+            "objects than tensors (none was run)"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise WeightsError(
+            f"{file.source} is not a state dict, names to tensors; save network.state_dict() alone"
+        )
+    for name in list(state):  # in place: the dict also carries the version of each layer
+        value = state.pop(name)
+        if not name.startswith(drop):
+            state[rename(name)] = value
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        first, *details = str(error).splitlines()
+        reason = (details or [first])[0].strip()[:200]
         raise WeightsError(
             f"{file.source} does not hold the weights of {type(network).__name__}: {reason}"
         ) from error

@@ -23,7 +23,9 @@ UNBALANCED = dataclasses.replace(config.paper(), balance=False)
 LEAST_SQUARES = dataclasses.replace(config.default(), prior_strength=0.0)
 NO_SPREAD = dataclasses.replace(config.default(), spread=False, gamma=1.0)
 PLAIN_PRIOR = dataclasses.replace(config.default(), prior_strength=1e6)
-CENTRE_SEEDS = dataclasses.replace(config.default(), seeds="agreement", background_below=0.2, foreground_above=0.6)
+CENTRE_SEEDS = dataclasses.replace(
+    config.default(), seeds="agreement", background_below=0.2, foreground_above=0.6
+)
 
 
 def variants(image):

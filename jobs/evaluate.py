@@ -1,0 +1,6 @@
+"""Measure a stage of a run against masks: metrics.json, curve.csv and curve.svg."""
+
+from saff.cli import evaluate, run_alone
+
+if __name__ == "__main__":
+    run_alone(evaluate)

@@ -1,0 +1,232 @@
+"""The command line: thin over the functions that the jobs call."""
+
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saff import __version__, config as settings, results
+from saff.config import Config
+from saff.errors import SettingsError
+from saff.storage import Folder, list_images, locate, read_manifest
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Foreground masks from unlabelled images, without any annotation.
+
+    A first run:
+
+    [bold]saff segment photo.jpg -o mask.png[/]      one picture
+
+    [bold]saff label photos/ --output out/[/]        a folder, resumable
+
+    [bold]saff report out/[/]                        look at it: out/report/index.html
+
+    [bold]saff export out/ --to masks/[/]            PNG files
+    """,
+)
+
+
+class Stage(str, Enum):
+    """Results of a run."""
+
+    pseudo_labels = "pseudo_labels"
+    predictions = "predictions"
+
+
+class What(str, Enum):
+    """Pictures of a result."""
+
+    mask = "mask"
+    confidence = "confidence"
+    overlay = "overlay"
+    cutout = "cutout"
+
+
+class TruthFormat(str, Enum):
+    """How masks are written."""
+
+    voc = "voc"
+    binary = "binary"
+
+
+Output = Annotated[str, typer.Argument(help="Output of a run, a folder or s3:// prefix.")]
+StageOption = Annotated[Stage, typer.Option(help="Which results.")]
+ConfigOption = Annotated[
+    str, typer.Option("--config", help="'default', 'paper', or a JSON file of settings.")
+]
+
+
+def read_config(name: str) -> Config:
+    """Settings by name or from a JSON file."""
+    if name in settings.NAMED:
+        return settings.NAMED[name]()
+    fs, path = locate(name)
+    if not fs.isfile(path):
+        raise SettingsError(
+            f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
+        )
+    with fs.open(path, "rb") as file:
+        return settings.from_json(file.read().decode("utf-8", "replace"))
+
+
+@app.command()
+def label(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
+    ] = ...,  # type: ignore[assignment]
+    config: ConfigOption = "default",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+) -> None:
+    """Label images: pseudo labels as Parquet shards.
+
+    Runs on the Ray cluster it is started on ([bold]ray job submit[/]), or starts one on this
+    machine. A bad image becomes a row with an error; run the same command again to resume.
+    """
+    from saff import cluster  # Ray takes seconds to import; other commands do without
+
+    given = [s for s in (source, images, manifest) if s is not None]
+    if len(given) != 1:
+        raise SettingsError("name the images once: a folder, --images, or --manifest")
+    chosen = read_config(config)
+    rows = read_manifest(manifest) if manifest else list_images(given[0])
+    folder, origin = Folder.at(output), Folder.at(given[0]).uri
+    if dry_run:
+        typer.echo(cluster.preview(rows, folder, retry_failed=retry_failed))
+        return
+    typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
+    done = cluster.label_corpus(origin, rows, folder, chosen, retry_failed=retry_failed)
+    typer.echo(f"done: {done}", err=True)
+    if done.failed:
+        typer.echo(f"why images failed: saff report {output}", err=True)
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    to: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
+    what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
+    config: ConfigOption = "default",
+) -> None:
+    """Segment one picture: its mask, confidence, overlay or cut-out."""
+    import numpy as np
+
+    from saff import images, label_image
+
+    chosen = read_config(config)
+    try:
+        pixels = images.read(image)
+    except (OSError, images.ImageError) as error:
+        raise SettingsError(f"{image}: {error}") from error
+    confidence = np.rint(label_image(pixels, chosen).confidence * 255).astype(np.uint8)
+    drawn = results.picture(what.value, confidence, pixels)
+    try:
+        to.write_bytes(results.to_png(drawn))
+    except OSError as error:
+        raise SettingsError(f"cannot write {to}: {error}") from error
+
+
+@app.command()
+def export(
+    output: Output,
+    to: Annotated[Path, typer.Option(help="Folder for the PNG files.")],
+    what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
+    stage: StageOption = Stage.pseudo_labels,
+) -> None:
+    """Write results as PNG files named like the images, in their size; masks are 0 and 255."""
+    written, left_out = results.export(Folder.at(output), to, what.value, stage.value)
+    typer.echo(f"{written:,} files in {to}; {left_out:,} images left out", err=True)
+
+
+@app.command()
+def evaluate(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[OUTPUT]", help="Same as --output.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Output of a run.")] = None,
+    truth: Annotated[str, typer.Option(help="Folder of PNG masks named like the images.")] = ...,  # type: ignore[assignment]
+    truth_format: Annotated[
+        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
+    ] = TruthFormat.binary,
+    stage: StageOption = Stage.pseudo_labels,
+    normalise: Annotated[bool, typer.Option(help="Stretch each map to 0..255 first.")] = True,
+) -> None:
+    """Measure results against masks: max F in its three conventions, MAE, IoU, P-R curve."""
+    given = output or source
+    if given is None or (output and source):
+        raise SettingsError("name the output once")
+    folder = Folder.at(given)
+    summary = results.evaluate(folder, truth, truth_format.value, stage.value, normalise=normalise)
+    for name in ("mean_pr", "mean_f", "max_f"):
+        typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
+    typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
+    typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
+
+
+@app.command()
+def report(
+    output: Output,
+    cards: Annotated[int, typer.Option(min=1, help="Images to draw at most.")] = 200,
+) -> None:
+    """Write OUTPUT/report/index.html: a page that opens from disk."""
+    typer.echo(f"open {results.write_report(Folder.at(output), max_cards=cards)}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("demo"),
+) -> None:
+    """Label photographs that scikit-image carries; write masks, overlays and the report."""
+    from saff.demo import run
+
+    run(output)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    explain(app)
+
+
+def run_alone(command: Callable[..., None]) -> None:
+    """Run one command as a program of its own: a job."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(command)
+    explain(alone)
+
+
+def explain(program: Callable[[], None]) -> None:
+    """Call a program and turn a :class:`SettingsError` into one line and exit code 2."""
+    try:
+        program()
+    except SettingsError as error:
+        print(f"saff: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

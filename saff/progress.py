@@ -1,0 +1,90 @@
+"""A progress line a person can read: live on a terminal, now and then in a job's log."""
+
+import sys
+import time
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
+
+LOG_SECONDS = 10.0  # between two lines of a log
+
+
+class Progress:
+    """Counts images as they are done; a context manager.
+
+    Parameters
+    ----------
+    what : str
+        Name of the stage.
+    total : int
+        Images to do.
+    stream : file, optional
+        Where to; standard error without it.
+    """
+
+    def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
+        self.what = what
+        self.total = total
+        self.done = self.failed = 0
+        self.stream = stream or sys.stderr
+        self.start = self.logged = time.monotonic()
+        console = Console(file=self.stream)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+        )
+        self.bar = Bar(*columns, console=console) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        """Start counting."""
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task(self.what, total=self.total, line="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop, leaving the last state to be read."""
+        if self.bar:
+            self.bar.stop()
+        elif self.done:
+            self._log()
+
+    def advance(self, done: int, failed: int) -> None:
+        """Count ``done`` more images, ``failed`` of which hold an error."""
+        self.done += done
+        self.failed += failed
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, line=self._line())
+        elif time.monotonic() - self.logged >= LOG_SECONDS:
+            self._log()
+
+    def _line(self) -> str:
+        seconds = max(time.monotonic() - self.start, 1e-3)
+        rate = self.done / seconds
+        left = (self.total - self.done) / rate if rate else 0.0
+        return f"{self.failed} failed, {rate:.1f} images/s, {duration(left)} left"
+
+    def _log(self) -> None:
+        self.logged = time.monotonic()
+        print(
+            f"{self.what}: {self.done:,} of {self.total:,} images, {self._line()}",
+            file=self.stream,
+            flush=True,
+        )
+
+
+def duration(seconds: float) -> str:
+    """Show a time span in the two largest units.
+
+    >>> duration(42), duration(130), duration(7300)
+    ('42 s', '2 min 10 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

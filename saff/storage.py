@@ -1,0 +1,478 @@
+"""Where runs live: manifests, Parquet shards and run.json, local or ``s3://`` alike.
+
+An output prefix holds ``manifest/part-N.parquet`` (which images) and, per stage, a shard of the
+same name (what was found).  A shard appears whole or not at all and its name says which images it
+holds, so resuming is a comparison of two listings, and no image is ever there twice.
+"""
+
+import csv
+import glob
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from saff.errors import SettingsError
+
+Row = dict[str, Any]
+
+MANIFEST = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+PSEUDO_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("confidence", pa.binary()),
+        ("pseudo_label", pa.binary()),
+        ("superpixels", pa.binary()),
+        ("features", pa.list_(pa.float32())),
+        ("weights", pa.list_(pa.float64())),
+        ("seeds_foreground", pa.int32()),
+        ("seeds_background", pa.int32()),
+        ("fallback", pa.string()),
+        ("error", pa.string()),
+        ("error_kind", pa.string()),
+    ]
+)
+
+ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
+SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
+PARTS_WANTED = 256  # enough to keep many workers busy to the end
+LOOK_AHEAD = 65_536  # images listed before the size of a part is chosen
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a file system is this machine's own."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def locate(uri: str) -> tuple[Any, str]:
+    """Split a path or URI into its fsspec file system and the path on it.
+
+    Raises
+    ------
+    SettingsError
+        If the protocol is unknown or its package is not installed.
+    """
+    protocol, _, rest = uri.partition("://")
+    if not rest:
+        protocol = "file"
+    try:
+        fs = fsspec.filesystem(protocol)
+    except (ValueError, ImportError) as error:
+        raise SettingsError(f"cannot open {uri}: {error}") from error
+    path = os.path.abspath(rest or uri) if protocol == "file" else fs._strip_protocol(uri)
+    return fs, path
+
+
+def uri_of(fs: Any, path: str) -> str:
+    """Absolute path of a local file, ``protocol://path`` of any other."""
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
+    fs, path = locate(uri)
+    with fs.open(path, "rb") as file:
+        data: bytes = file.read()
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder or prefix; writes into it are whole or not at all.
+
+    Attributes
+    ----------
+    fs : fsspec.AbstractFileSystem
+        Picklable.
+    path : str
+        On ``fs``, without a slash at its end.
+    """
+
+    fs: Any
+    path: str
+
+    @classmethod
+    def at(cls, uri: str) -> "Folder":
+        """Folder of that path or URI; it need not exist."""
+        fs, path = locate(uri)
+        return cls(fs, path.rstrip("/") or "/")
+
+    def __truediv__(self, name: str) -> "Folder":
+        """Folder inside this one."""
+        return Folder(self.fs, f"{self.path}/{name}")
+
+    @property
+    def uri(self) -> str:
+        """Path or URI, as a person would type it."""
+        return uri_of(self.fs, self.path)
+
+    def names(self, suffix: str) -> list[str]:
+        """Sorted names of the files directly inside but for hidden ones; [] without the folder."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (p.rstrip("/").rsplit("/", 1)[-1] for p in found)
+        return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(f"{self.path}/{name}"))
+
+    def read(self, name: str) -> bytes:
+        """Read a whole file."""
+        with self.fs.open(f"{self.path}/{name}", "rb") as file:
+            data: bytes = file.read()
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file."""
+        with self.replacing(name) as path, open(path, "wb") as file:
+            file.write(data)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[str]:
+        """Give a local path to write to; what it holds at the end becomes the file ``name``.
+
+        If the block raises, nothing is left behind and an older file stays as it was.
+        """
+        target = f"{self.path}/{name}"
+        if is_local(self.fs):
+            parent = os.path.dirname(target)
+            os.makedirs(parent, exist_ok=True)
+            draft = f"{parent}/.{os.path.basename(name)}.{uuid.uuid4().hex}.tmp"
+            try:
+                yield draft
+                os.replace(draft, target)  # atomic within a folder
+            finally:
+                if os.path.exists(draft):
+                    os.remove(draft)
+        else:
+            scratch = tempfile.mkdtemp(prefix="saff-")
+            try:
+                draft = f"{scratch}/draft"
+                yield draft
+                self.fs.put_file(draft, target)  # an object appears when its upload is complete
+            finally:
+                shutil.rmtree(scratch)
+
+    def sweep(self) -> None:
+        """Remove drafts that a killed process left; only when nobody is writing."""
+        if is_local(self.fs) and os.path.isdir(self.path):
+            for draft in glob.glob(f"{glob.escape(self.path)}/.*.tmp"):
+                os.remove(draft)
+
+
+# Manifests
+
+
+def list_images(source: str) -> Iterator[Row]:
+    """List the images of a folder, prefix, glob or single file as manifest rows.
+
+    Every file that is not hidden is listed: what is an image is decided by its content.
+
+    Parameters
+    ----------
+    source : str
+        ``photos/``, ``photos/**/*.jpg``, ``s3://bucket/prefix`` or one file.
+
+    Returns
+    -------
+    rows : iterator of dict
+        ``image_id`` (path below the folder, ``/`` separated) and ``uri``, sorted by id.
+
+    Raises
+    ------
+    SettingsError
+        If nothing is there, or no file in it.
+    """
+    fs, path = locate(source)
+    path = path.rstrip("/") or "/"
+    try:
+        if fs.isdir(path):
+            root, paths = path, fs.find(path)
+        elif fs.isfile(path):
+            root, paths = path.rpartition("/")[0], [path]
+        elif any(c in path for c in "*?["):
+            first = min(path.index(c) for c in "*?[" if c in path)
+            root, paths = path[:first].rpartition("/")[0], fs.glob(path)
+            paths = [p for p in paths if fs.isfile(p)] if is_local(fs) else paths
+        else:
+            raise SettingsError(f"no images at {source}: no such file, folder or prefix")
+    except PermissionError as error:
+        raise SettingsError(f"no right to list {source}: {error}") from error
+    ids = ((p[len(root) :].lstrip("/").replace(os.sep, "/"), p) for p in sorted(paths))
+    visible = ((_text(i), _text(uri_of(fs, p))) for i, p in ids if not _is_hidden(i))
+    rows = ({"image_id": i, "uri": u} for i, u in visible)
+    return _not_empty(rows, f"no images in {source}: it holds no files")
+
+
+def _text(name: str) -> str:
+    """Show the bytes of a file name that is not UTF-8; such a file becomes a row with an error."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _is_hidden(image_id: str) -> bool:
+    return any(part.startswith(".") for part in image_id.split("/"))
+
+
+def read_manifest(source: str) -> Iterator[Row]:
+    """Read manifest rows from a Parquet or CSV file, or a folder of Parquet files.
+
+    Parameters
+    ----------
+    source : str
+        With columns ``image_id`` and ``uri``; others are ignored.  A relative ``uri`` counts from
+        the manifest's own folder.
+
+    Returns
+    -------
+    rows : iterator of dict
+        ``image_id`` and ``uri``, absolute.
+
+    Raises
+    ------
+    SettingsError
+        If it is missing or unreadable, lacks a column or rows, or an id is empty or leads outside
+        its folder.
+    """
+    fs, path = locate(source)
+    if fs.isdir(path):
+        base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
+    elif fs.isfile(path):
+        base, tables = path.rpartition("/")[0], [path]
+    else:
+        raise SettingsError(f"no manifest at {source}")
+    rows = chain.from_iterable(_manifest_rows(fs, table, source) for table in tables)
+    absolute = ({**r, "uri": _absolute(fs, base, r["uri"])} for r in rows)
+    return _not_empty(absolute, f"the manifest {source} has no rows")
+
+
+def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
+    try:
+        with fs.open(path, "rb") as file:
+            columns, batches = _csv(file) if path.endswith(".csv") else _parquet(file)
+            if missing := [c for c in MANIFEST.names if c not in columns]:
+                raise SettingsError(
+                    f"the manifest {source} has no column {' and no column '.join(missing)}; "
+                    f"it has {', '.join(columns) or 'none'}"
+                )
+            for row in chain.from_iterable(batches):
+                if not row["uri"] or not is_safe_id(row["image_id"]):
+                    raise SettingsError(
+                        f"the manifest {source} has the row image_id={row['image_id']!r}, "
+                        f"uri={row['uri']!r}; expected a relative path without '..' and a URI"
+                    )
+                yield {"image_id": row["image_id"], "uri": str(row["uri"])}
+    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"the manifest {source} cannot be read: {error}") from error
+
+
+def _csv(file: Any) -> tuple[Sequence[str], Iterator[list[Row]]]:
+    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    return reader.fieldnames or [], iter(lambda: list(islice(reader, 1024)), [])
+
+
+def _parquet(file: Any) -> tuple[Sequence[str], Iterator[list[Row]]]:
+    table = pq.ParquetFile(file)
+    columns = table.schema_arrow.names
+    wanted = [c for c in MANIFEST.names if c in columns]
+    return columns, (b.to_pylist() for b in table.iter_batches(1024, columns=wanted))
+
+
+def is_safe_id(image_id: object) -> bool:
+    """Whether an image id is a relative path that stays inside a folder it is joined to."""
+    if not isinstance(image_id, str) or not image_id or "\0" in image_id:
+        return False
+    path = PurePosixPath(image_id)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == image_id
+
+
+def _absolute(fs: Any, base: str, uri: str) -> str:
+    if "://" in uri or (is_local(fs) and os.path.isabs(uri)):
+        return uri
+    return uri_of(fs, os.path.normpath(f"{base}/{uri}") if is_local(fs) else f"{base}/{uri}")
+
+
+def _not_empty(rows: Iterator[Row], message: str) -> Iterator[Row]:
+    first = next(rows, None)
+    if first is None:
+        raise SettingsError(message)
+    return chain([first], rows)
+
+
+def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
+    """Add the images that an output does not know yet to its manifest, in new parts.
+
+    Parameters
+    ----------
+    output : Folder
+        The run's output.
+    rows : iterable of dict
+        Manifest rows; ids unique.
+
+    Returns
+    -------
+    added : int
+        Number of images that were new.
+
+    Raises
+    ------
+    SettingsError
+        If an id comes twice.
+    """
+    folder = output / "manifest"
+    names = folder.names(".parquet")
+    known = {i for n in names for i in read_column(folder, n, "image_id")}
+    fresh = _unknown(rows, known)
+    buffer = list(islice(fresh, LOOK_AHEAD))
+    size = min(max(len(buffer) // PARTS_WANTED, SMALLEST_PART), LARGEST_PART)
+    if len(buffer) == LOOK_AHEAD:
+        size = LARGEST_PART
+    added, number = 0, len(names)
+    fresh = chain(buffer, fresh)
+    while part := list(islice(fresh, size)):
+        with folder.replacing(part_name(number)) as path:
+            pq.write_table(pa.Table.from_pylist(part, MANIFEST), path, compression="zstd")
+        added, number = added + len(part), number + 1
+    return added
+
+
+def part_name(number: int) -> str:
+    """File name of the n-th part, in the manifest and in every stage."""
+    return f"part-{number:07d}.parquet"
+
+
+def _unknown(rows: Iterable[Row], known: set[str]) -> Iterator[Row]:
+    seen: set[str] = set()
+    for row in rows:
+        if row["image_id"] in seen:
+            raise SettingsError(f"image_id {row['image_id']!r} comes twice; ids must be unique")
+        seen.add(row["image_id"])
+        if row["image_id"] not in known:
+            yield row
+
+
+# Shards
+
+
+def read_column(folder: Folder, name: str, column: str) -> list[Any]:
+    """One column of a Parquet file."""
+    with folder.fs.open(f"{folder.path}/{name}", "rb") as file:
+        values: list[Any] = pq.read_table(file, columns=[column])[column].to_pylist()
+    return values
+
+
+def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, a few at a time."""
+    with folder.fs.open(f"{folder.path}/{name}", "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP, columns=columns):
+            yield from batch.to_pylist()
+
+
+def write_rows(
+    folder: Folder, name: str, rows: Iterable[Row], schema: pa.Schema
+) -> tuple[int, int]:
+    """Write a shard as it is computed, so that it appears whole or not at all.
+
+    Returns
+    -------
+    rows, failed : int
+        Rows written, and how many of them hold an error.
+    """
+    count = failed = 0
+    rows = iter(rows)
+    with folder.replacing(name) as path, pq.ParquetWriter(path, schema, compression="zstd") as out:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            out.write_table(pa.Table.from_pylist(group, schema))
+            count += len(group)
+            failed += sum(row["error"] is not None for row in group)
+    return count, failed
+
+
+def count_rows(folder: Folder, name: str) -> tuple[int, int]:
+    """Rows of a shard and how many hold an error, from its footer alone."""
+    with folder.fs.open(f"{folder.path}/{name}", "rb") as file:
+        footer = pq.ParquetFile(file).metadata
+    column = footer.schema.names.index("error_kind") if "error_kind" in footer.schema.names else -1
+    if column < 0:
+        return footer.num_rows, 0
+    groups = (footer.row_group(g) for g in range(footer.num_row_groups))
+    fine = sum(g.column(column).statistics.null_count for g in groups)
+    return footer.num_rows, footer.num_rows - fine
+
+
+# run.json
+
+
+def claim(output: Folder, run: dict[str, Any]) -> None:
+    """Bind an output to a run, or check that it is bound to the same one.
+
+    Parameters
+    ----------
+    output : Folder
+        The run's output.
+    run : dict
+        What decides the content; ``digest`` sums it up, ``source`` says which images.
+
+    Raises
+    ------
+    SettingsError
+        If the output belongs to another run, naming the difference, or cannot be written.
+    """
+    if output.exists("run.json"):
+        try:
+            other = json.loads(output.read("run.json"))
+        except ValueError as error:
+            raise SettingsError(f"{output.uri}/run.json is damaged: {error}") from error
+        if differences := sorted(_differences(other, run)):
+            raise SettingsError(
+                f"{output.uri} belongs to another run: {'; '.join(differences)}; "
+                "choose another output, or the settings it has"
+            )
+        return
+    try:
+        output.write("run.json", (json.dumps(run, indent=2) + "\n").encode())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot write to {output.uri}: {error}") from error
+
+
+def read_run(output: Folder) -> dict[str, Any]:
+    """Read an output's run.json.
+
+    Raises
+    ------
+    SettingsError
+        If there is none: the folder is no run.
+    """
+    if not output.exists("run.json"):
+        raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
+    run: dict[str, Any] = json.loads(output.read("run.json"))
+    return run
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in {*there, *here} - {"digest"}:
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{name} is {there!r} there and {here!r} here"
