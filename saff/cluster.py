@@ -275,7 +275,7 @@ def map_parts(task: LabelPart, names: list[str]) -> Iterator[dict[str, Any]]:
     """Run a task over parts with Ray Data, giving each one's result as it comes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; ours counts images
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says they are off
     parts = ray.data.from_items(
         [{"part": name} for name in names], override_num_blocks=min(len(names), MOST_BLOCKS)
     )

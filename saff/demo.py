@@ -37,9 +37,9 @@ def run(output: Path) -> None:
 def write_photographs(folder: Path) -> None:
     """Write the photographs as PNG files, those that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = {"motorcycle": lambda: data.stereo_motorcycle()[0]}
     for name in PHOTOGRAPHS:
         path = folder / f"{name}.png"
         if not path.exists():
-            image = pixels.get(name, getattr(data, name, None))()
+            source = getattr(data, "stereo_motorcycle" if name == "motorcycle" else name)()
+            image = source[0] if isinstance(source, tuple) else source  # the left of the pair
             path.write_bytes(images.encode_png(image))

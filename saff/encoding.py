@@ -7,6 +7,9 @@ from scipy.spatial.distance import pdist, squareform
 
 from saff.arrays import Adjacency, AnyArray, Features, Matrix
 
+FLAT = 1e-12  # what float64 sums of values in [0, 1] may differ by when they are the same
+FLAT_COSINE = 1e-6  # the same for cosines of an encoder's float32 features
+
 
 def class_probabilities(scores: AnyArray, temperature: float) -> Features:
     """Turn class scores into the semantic vectors v_i: a softmax, so each row sums to 1.
@@ -161,13 +164,15 @@ def cheapest_paths(adjacency: Adjacency, strength: AnyArray, count: int) -> Matr
     return paths
 
 
-def stretch(values: AnyArray) -> Features:
+def stretch(values: AnyArray, flat: float = FLAT) -> Features:
     """Bring values to [0, 1] by their own minimum and maximum; equal values become 0.
 
     Parameters
     ----------
     values : float array
         Finite.
+    flat : float
+        Values that differ by no more are equal.
 
     Returns
     -------
@@ -175,7 +180,7 @@ def stretch(values: AnyArray) -> Features:
         In [0, 1].
     """
     low, high = values.min(), values.max()
-    if not high - low > 1e-12:  # a flat feature says nothing: 0, not noise blown up to 1
+    if not high - low > flat:  # a flat feature says nothing: 0, not noise blown up to 1
         return np.zeros(values.shape)
     stretched: Features = (values.astype(np.float64) - low) / (high - low)
     return stretched
@@ -224,7 +229,7 @@ def border_contrast(levels: list[AnyArray], border: AnyArray) -> Features:
     """
     on_border = np.flatnonzero(border)
     share = border[on_border] / border.sum()
-    contrasts = [stretch(1.0 - _cosine(level, on_border) @ share) for level in levels]
+    contrasts = [stretch(1.0 - _cosine(level, on_border) @ share, FLAT_COSINE) for level in levels]
     return stretch(np.mean(contrasts, axis=0))
 
 

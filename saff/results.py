@@ -17,6 +17,7 @@ from saff.images import ImageError
 from saff.storage import Folder, Row, is_safe_id, read_bytes, read_rows, read_run
 
 What = Literal["mask", "confidence", "overlay", "cutout"]
+TruthFormat = Literal["voc", "binary"]
 OVERLAY_COLOUR = (255, 40, 120)  # RGB
 OVERLAY_OPACITY = 0.55
 
@@ -92,7 +93,7 @@ def export(output: Folder, to: Path, what: What, stage: str = "pseudo_labels") -
     Returns
     -------
     written, left_out : int
-        Files written; images without a result, or whose file is no longer the one that was labelled.
+        Files written; images without a result, or whose file is not the one that was labelled.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def to_png(drawn: AnyArray) -> bytes:
 
 
 def evaluate(
-    output: Folder, truth: str, truth_format: str, stage: str, *, normalise: bool = True
+    output: Folder, truth: str, truth_format: TruthFormat, stage: str, *, normalise: bool = True
 ) -> dict[str, Any]:
     """Measure a stage against masks; writes ``evaluation/STAGE/metrics.json`` and the curve.
 
@@ -266,7 +267,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     for row in rows_of(output, "pseudo_labels", ["image_id", "error", "error_kind"]):
         count += 1
         if row["error_kind"] is not None:
-            failures.append(report.Failure(row["image_id"], row["error_kind"], row["error"]))
+            failures.append(report.Failure(**row))
     totals = {"images": count, "labelled": count - len(failures), "failed": len(failures)}
     page = report.render(
         _cards(stage, max(1, -(-count // max_cards))),
@@ -299,7 +300,7 @@ def _card(row: Row, image: Image) -> report.Card:
         image=image,
         confidence=images.decode_png(row["confidence"]),
         superpixels=images.decode_png(row["superpixels"]).astype(np.int32),
-        features=np.asarray(row["features"], dtype=np.float32).reshape(-1, 4),
+        features=np.asarray(row["features"], dtype=np.float64).reshape(-1, 4),
         weights=row["weights"],
         seeds_foreground=row["seeds_foreground"],
         seeds_background=row["seeds_background"],

@@ -67,14 +67,16 @@ def locate(uri: str) -> tuple[Any, str]:
     Raises
     ------
     SettingsError
-        If the protocol is unknown or its package is not installed.
+        If it is empty, the protocol is unknown or its package is not installed.
     """
+    if not uri:
+        raise SettingsError("a path or URI is empty")
     protocol, _, rest = uri.partition("://")
     if not rest:
         protocol = "file"
     try:
         fs = fsspec.filesystem(protocol)
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise SettingsError(f"cannot open {uri}: {error}") from error
     path = os.path.abspath(rest or uri) if protocol == "file" else fs._strip_protocol(uri)
     return fs, path
@@ -88,9 +90,22 @@ def uri_of(fs: Any, path: str) -> str:
 def read_bytes(uri: str) -> bytes:
     """Read a whole file."""
     fs, path = locate(uri)
-    with fs.open(path, "rb") as file:
-        data: bytes = file.read()
+    data: bytes = fs.cat_file(path)  # one request, where opening would ask for the size first
     return data
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turn whatever a storage refuses into a SettingsError: for what a person named, not a task.
+
+    Each storage has exceptions of its own, not all of them an OSError.
+    """
+    try:
+        yield
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"no access to {uri}: {str(error) or type(error).__name__}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,27 +218,53 @@ def list_images(source: str) -> Iterator[Row]:
     Raises
     ------
     SettingsError
-        If nothing is there, or no file in it.
+        If nothing is there, no file in it, or a folder in it cannot be listed.
     """
     fs, path = locate(source)
     path = path.rstrip("/") or "/"
-    try:
+    fs.invalidate_cache()
+    with reaching(source):
         if fs.isdir(path):
-            root, paths = path, fs.find(path)
+            root, paths = path, sorted(_files(fs, path))
         elif fs.isfile(path):
             root, paths = path.rpartition("/")[0], [path]
         elif any(c in path for c in "*?["):
             first = min(path.index(c) for c in "*?[" if c in path)
-            root, paths = path[:first].rpartition("/")[0], fs.glob(path)
-            paths = [p for p in paths if fs.isfile(p)] if is_local(fs) else paths
+            root, paths = path[:first].rpartition("/")[0], _matches(fs, path)
         else:
             raise SettingsError(f"no images at {source}: no such file, folder or prefix")
-    except PermissionError as error:
-        raise SettingsError(f"no right to list {source}: {error}") from error
-    ids = ((p[len(root) :].lstrip("/").replace(os.sep, "/"), p) for p in sorted(paths))
-    visible = ((_text(i), _text(uri_of(fs, p))) for i, p in ids if not _is_hidden(i))
+    fs.invalidate_cache()  # an object store's listing holds far more than the names
+    ids = ((p[len(root.rstrip("/")) + 1 :], p) for p in paths)
+    visible = ((_text(i), _text(uri_of(fs, p))) for i, p in ids if p == path or not _is_hidden(i))
     rows = ({"image_id": i, "uri": u} for i, u in visible)
     return _not_empty(rows, f"no images in {source}: it holds no files")
+
+
+def _files(fs: Any, folder: str) -> Iterable[str]:
+    return _local_files(folder) if is_local(fs) else _objects(fs.find(folder, detail=True))
+
+
+def _matches(fs: Any, pattern: str) -> list[str]:
+    found = fs.glob(pattern, detail=True)
+    return [p for p in found if fs.isfile(p)] if is_local(fs) else _objects(found)
+
+
+def _objects(found: dict[str, Row]) -> list[str]:
+    """Objects among what a store lists: neither prefixes nor the empty objects that mark them."""
+    return [p for p, info in found.items() if info["type"] == "file" and not p.endswith("/")]
+
+
+def _local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Files below a local folder; links to folders are followed, but not in circles."""
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        listing = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in listing:
+        if entry.is_dir():
+            if os.path.realpath(entry.path) not in above:
+                yield from _local_files(entry.path, above)
+        elif entry.is_file() or entry.is_symlink():  # no pipes; a broken link becomes a row
+            yield entry.path
 
 
 def _text(name: str) -> str:
@@ -256,12 +297,14 @@ def read_manifest(source: str) -> Iterator[Row]:
         its folder.
     """
     fs, path = locate(source)
-    if fs.isdir(path):
-        base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
-    elif fs.isfile(path):
-        base, tables = path.rpartition("/")[0], [path]
-    else:
-        raise SettingsError(f"no manifest at {source}")
+    fs.invalidate_cache()
+    with reaching(source):
+        if fs.isdir(path):
+            base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
+        elif fs.isfile(path):
+            base, tables = path.rpartition("/")[0], [path]
+        else:
+            raise SettingsError(f"no manifest at {source}")
     rows = chain.from_iterable(_manifest_rows(fs, table, source) for table in tables)
     absolute = ({**r, "uri": _absolute(fs, base, r["uri"])} for r in rows)
     return _not_empty(absolute, f"the manifest {source} has no rows")
@@ -277,13 +320,15 @@ def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
                     f"it has {', '.join(columns) or 'none'}"
                 )
             for row in chain.from_iterable(batches):
-                if not row["uri"] or not is_safe_id(row["image_id"]):
+                if not is_safe_id(row["image_id"]) or not _is_uri(row["uri"]):
                     raise SettingsError(
                         f"the manifest {source} has the row image_id={row['image_id']!r}, "
                         f"uri={row['uri']!r}; expected a relative path without '..' and a URI"
                     )
-                yield {"image_id": row["image_id"], "uri": str(row["uri"])}
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+                yield {"image_id": row["image_id"], "uri": row["uri"]}
+    except SettingsError:
+        raise
+    except Exception as error:  # damaged files make the reader raise nearly everything
         raise SettingsError(f"the manifest {source} cannot be read: {error}") from error
 
 
@@ -307,10 +352,18 @@ def is_safe_id(image_id: object) -> bool:
     return not path.is_absolute() and ".." not in path.parts and str(path) == image_id
 
 
+def _is_uri(uri: object) -> bool:
+    """Whether a text is a path, or a URI of a storage that can be opened here."""
+    if not isinstance(uri, str) or "\0" in uri:
+        return False
+    locate(uri)
+    return True
+
+
 def _absolute(fs: Any, base: str, uri: str) -> str:
-    if "://" in uri or (is_local(fs) and os.path.isabs(uri)):
+    if "://" in uri or os.path.isabs(uri):
         return uri
-    return uri_of(fs, os.path.normpath(f"{base}/{uri}") if is_local(fs) else f"{base}/{uri}")
+    return uri_of(fs, os.path.normpath(f"{base}/{uri}"))
 
 
 def _not_empty(rows: Iterator[Row], message: str) -> Iterator[Row]:
@@ -348,7 +401,8 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     size = min(max(len(buffer) // PARTS_WANTED, SMALLEST_PART), LARGEST_PART)
     if len(buffer) == LOOK_AHEAD:
         size = LARGEST_PART
-    added, number = 0, len(names)
+    added = 0
+    number = part_number(names[-1]) + 1 if names else 0
     fresh = chain(buffer, fresh)
     while part := list(islice(fresh, size)):
         with folder.replacing(part_name(number)) as path:
@@ -360,6 +414,11 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
 def part_name(number: int) -> str:
     """File name of the n-th part, in the manifest and in every stage."""
     return f"part-{number:07d}.parquet"
+
+
+def part_number(name: str) -> int:
+    """Give the n of :func:`part_name`."""
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
 
 
 def _unknown(rows: Iterable[Row], known: set[str]) -> Iterator[Row]:

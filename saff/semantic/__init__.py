@@ -1,9 +1,11 @@
 """RGB -> dense class scores and features: encoders by name."""
 
+from collections.abc import Callable
 from functools import partial
 
 from saff import backends
-from saff.semantic import efficientnet_lite, torchvision_cam
+from saff.errors import SettingsError
+from saff.semantic import efficientnet_lite
 from saff.semantic.maps import Encoder, SemanticMaps
 
 __all__ = ["Encoder", "SemanticMaps", "load"]
@@ -23,7 +25,7 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
     side : int
         Longer side of the encoder's input in pixels.
     weights : str, optional
-        File or URI of a state dict, in place of the published one.
+        File or URI of a state dict, in place of the published one; built-in encoders only.
 
     Returns
     -------
@@ -33,15 +35,23 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
     Raises
     ------
     SettingsError
-        If there is no such encoder.
+        If there is no such encoder, or weights are named for one that is not built in.
     WeightsError
         If its weights are missing, damaged, or of another network.
     """
     if name.startswith("torchvision:"):
-        return torchvision_cam.load(name.removeprefix("torchvision:"), side=side, weights=weights)
-    known = {
+        return _load_torchvision(name.removeprefix("torchvision:"), side, weights)
+    if ":" in name and weights is not None:
+        raise SettingsError(f"encoder {name!r} finds its own weights; leave encoder_weights out")
+    known: dict[str, Callable[[], Encoder]] = {
         n: partial(efficientnet_lite.load, n, side=side, weights=weights)
         for n in efficientnet_lite.FAMILY
     }
-    known["googlenet"] = partial(torchvision_cam.load, "googlenet", side=side, weights=weights)
+    known["googlenet"] = partial(_load_torchvision, "googlenet", side, weights)
     return backends.load("encoder", name, known)
+
+
+def _load_torchvision(name: str, side: int, weights: str | None) -> Encoder:
+    from saff.semantic import torchvision_cam  # its import takes as long as torch's own
+
+    return torchvision_cam.load(name, side=side, weights=weights)
