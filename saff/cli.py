@@ -11,7 +11,7 @@ import typer
 from saff import __version__, config as settings, results
 from saff.config import Config
 from saff.errors import SettingsError
-from saff.storage import Folder, list_images, locate, read_manifest
+from saff.storage import Folder, list_images, locate, reaching, read_bytes, read_manifest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,8 +72,8 @@ def read_config(name: str) -> Config:
         raise SettingsError(
             f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
         )
-    with fs.open(path, "rb") as file:
-        return settings.from_json(file.read().decode("utf-8", "replace"))
+    with reaching(name):
+        return settings.from_json(read_bytes(name).decode("utf-8", "replace"))
 
 
 @app.command()
@@ -105,14 +105,14 @@ def label(
     """
     from saff import cluster  # Ray takes seconds to import; other commands do without
 
-    given = [s for s in (source, images, manifest) if s is not None]
+    given = [s for s in (source, images, manifest) if s]
     if len(given) != 1:
         raise SettingsError("name the images once: a folder, --images, or --manifest")
     chosen = read_config(config)
     rows = read_manifest(manifest) if manifest else list_images(given[0])
     folder, origin = Folder.at(output), Folder.at(given[0]).uri
     if dry_run:
-        typer.echo(cluster.preview(rows, folder, retry_failed=retry_failed))
+        typer.echo(cluster.preview(origin, rows, folder, chosen, retry_failed=retry_failed))
         return
     typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
     done = cluster.label_corpus(origin, rows, folder, chosen, retry_failed=retry_failed)
@@ -135,7 +135,7 @@ def segment(
 
     chosen = read_config(config)
     try:
-        pixels = images.read(image)
+        pixels = images.read(image, max_pixels=chosen.max_pixels)
     except (OSError, images.ImageError) as error:
         raise SettingsError(f"{image}: {error}") from error
     confidence = np.rint(label_image(pixels, chosen).confidence * 255).astype(np.uint8)

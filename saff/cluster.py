@@ -5,6 +5,7 @@ one and writes the shard of the same name.  A task that dies leaves nothing behi
 twice writes the same bytes to the same place; so whatever is killed, every image is there once.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,8 +22,10 @@ import ray.data
 
 import saff
 from saff import images
+from saff.arrays import Image
 from saff.backends import identity
 from saff.config import Config
+from saff.errors import SettingsError
 from saff.images import ImageError
 from saff.labeling import LabeledImage, label_image, load_models
 from saff.progress import Progress
@@ -33,14 +36,19 @@ from saff.storage import (
     claim,
     count_rows,
     extend_manifest,
+    is_claimed,
     is_local,
     locate,
+    new_rows,
+    reaching,
     read_bytes,
     read_rows,
     write_rows,
 )
 
 STAGE = "pseudo_labels"
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
 
 
@@ -65,8 +73,8 @@ def label_row(image_id: str, uri: str, config: Config) -> Row:
 
     Raises
     ------
-    OSError
-        If the storage fails: the cluster's fault, not the image's.
+    OSError, MemoryError, SettingsError
+        If the storage fails, or this machine cannot do the work: not the image's fault.
     """
     row: Row = dict.fromkeys(PSEUDO_LABELS.names)
     row |= {"image_id": image_id, "uri": uri}
@@ -75,23 +83,31 @@ def label_row(image_id: str, uri: str, config: Config) -> Row:
         row["sha256"] = hashlib.sha256(data).hexdigest()
         image = images.decode(data, max_pixels=config.max_pixels)
         row["height"], row["width"] = image.shape[:2]
-        return row | encode_label(label_image(image, config))
+        return row | _label(image, config)
     except ImageError as error:
         return row | {"error": str(error), "error_kind": error.kind}
-    except (ArithmeticError, LookupError, ValueError, TypeError) as error:
-        # Nothing an image holds may end a job: a defect of ours is told in the row as well.
+
+
+def _label(image: Image, config: Config) -> Row:
+    """Label an image; nothing it holds may end a job, so a defect of ours is an ImageError too."""
+    try:
+        return encode_label(label_image(image, config))
+    except (OSError, MemoryError, SettingsError):
+        raise
+    except Exception as error:
         text = f"labeling failed: {type(error).__name__}: {error}"
-        return row | {"error": text, "error_kind": "labeling_failed"}
+        plain = text.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
+        raise ImageError("labeling_failed", plain) from error
 
 
 def _read(uri: str) -> bytes:
     """Read an image's bytes; only what is wrong with this one file is an ImageError."""
     try:
         return read_bytes(uri)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ImageError("not_found", "there is no file at the image's uri") from error
-    except PermissionError as error:
-        if is_local(locate(uri)[0]):
+    except OSError as error:
+        if isinstance(error, NO_FILE) or error.errno in NO_FILE_CODES:
+            raise ImageError("not_found", "there is no file at the image's uri") from error
+        if isinstance(error, PermissionError) and is_local(locate(uri)[0]):
             raise ImageError("not_readable", "no right to read the image's file") from error
         raise  # an object store refuses credentials, not single images
 
@@ -259,7 +275,8 @@ def label_corpus(
         with Progress("label", todo.left) as progress:
             for part in map_parts(LabelPart(output, config), todo.parts):
                 progress.advance(part["images"] - part["kept"], part["failed"])
-        (output / STAGE).sweep()
+        for folder in (output / "manifest", output / STAGE):
+            folder.sweep()
     return plan(output)
 
 
@@ -282,12 +299,20 @@ def map_parts(task: LabelPart, names: list[str]) -> Iterator[dict[str, Any]]:
     yield from parts.map(task, num_cpus=1).iter_rows()
 
 
-def preview(rows: Iterable[Row], output: Folder, *, retry_failed: bool = False) -> str:
-    """Say what a run would do; reads listings and footers, writes nothing, starts nothing."""
-    now = plan(output, retry_failed=retry_failed)
-    total = sum(1 for _ in rows)
-    new = max(0, total - now.images)
+def preview(
+    source: str,
+    rows: Iterable[Row],
+    output: Folder,
+    config: Config,
+    *,
+    retry_failed: bool = False,
+) -> str:
+    """Say what :func:`label_corpus` would do, and refuse what it refuses; writes nothing."""
+    is_claimed(output, describe_run(source, config))
+    with reaching(output.uri):
+        now = plan(output, retry_failed=retry_failed)
+        new = sum(1 for _ in new_rows(output, rows))
     return (
-        f"{total:,} images: {now.done - now.failed:,} labelled, {now.failed:,} failed, "
+        f"{now.images + new:,} images: {now.done - now.failed:,} labelled, {now.failed:,} failed, "
         f"{now.left + new:,} to do, into {output.uri}"
     )

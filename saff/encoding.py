@@ -178,8 +178,15 @@ def stretch(values: AnyArray, flat: float = FLAT) -> Features:
     -------
     stretched : float64 array of the same shape
         In [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite.
     """
     low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN spreads to both
+        raise ValueError("values must be finite, got NaN or infinity")
     if not high - low > flat:  # a flat feature says nothing: 0, not noise blown up to 1
         return np.zeros(values.shape)
     stretched: Features = (values.astype(np.float64) - low) / (high - low)

@@ -123,7 +123,8 @@ def label_image(
         superpixels = slic(small, config.superpixel_count)
         unary_s, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
         unary_a = stretch(region_saliency(models.saliency, small, superpixels))
-        similarity_a = encode_edges(models.edges(small), superpixels, config)
+        edge_map = finite("edges", models.edges(small), superpixels)
+        similarity_a = encode_edges(edge_map, superpixels, config)
         context_s = stretch(context(similarity_a, unary_s))  # Eq. 4: semantics over apparent ones
         context_a = stretch(context(similarity_s, unary_a))  # Eq. 3: saliency over semantic ones
         features = np.stack([unary_s, context_s, unary_a, context_a], axis=1)
@@ -200,7 +201,19 @@ def region_saliency(back_end: saliency.Saliency, image: Image, superpixels: Labe
         pixels = back_end.on_regions(image, superpixels)
     else:
         pixels = back_end(image)
-    return region_means(pixels[None], superpixels)[:, 0]
+    return region_means(finite("saliency", pixels, superpixels)[None], superpixels)[:, 0]
+
+
+def finite(kind: str, pixels: PixelMap, superpixels: LabelMap) -> PixelMap:
+    """Give a back end's map if it has the image's size and no NaN or infinity."""
+    if np.shape(pixels) != superpixels.shape:
+        raise ValueError(
+            f"the {kind} back end must give {superpixels.shape}, the image's size, got shape "
+            f"{np.shape(pixels)}"
+        )
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"the {kind} back end gave NaN or infinity, expected [0, 1]")
+    return pixels
 
 
 def fit_image(features: Features, similarity_s: Matrix, config: Config) -> Fit:

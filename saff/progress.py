@@ -64,7 +64,7 @@ class Progress:
     def _line(self) -> str:
         seconds = max(time.monotonic() - self.start, 1e-3)
         rate = self.done / seconds
-        left = (self.total - self.done) / rate if rate else 0.0
+        left = max(self.total - self.done, 0) / rate if rate else 0.0
         return f"{self.failed} failed, {rate:.1f} images/s, {duration(left)} left"
 
     def _log(self) -> None:

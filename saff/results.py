@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -13,8 +14,16 @@ import numpy as np
 from saff import images, metrics, report
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
-from saff.images import ImageError
-from saff.storage import Folder, Row, is_safe_id, read_bytes, read_rows, read_run
+from saff.storage import (
+    Folder,
+    Row,
+    count_rows,
+    is_safe_id,
+    reaching,
+    read_bytes,
+    read_rows,
+    read_run,
+)
 
 What = Literal["mask", "confidence", "overlay", "cutout"]
 TruthFormat = Literal["voc", "binary"]
@@ -93,25 +102,31 @@ def export(output: Folder, to: Path, what: What, stage: str = "pseudo_labels") -
     Returns
     -------
     written, left_out : int
-        Files written; images without a result, or whose file is not the one that was labelled.
+        Files written; images without a result, whose file is not the one that was labelled, or
+        whose id (an object's key can be ``a//b``) is no path inside a folder.
 
     Raises
     ------
     SettingsError
-        If the output is no run or the stage is empty.
+        If the output is no run, the stage is empty, or the folder cannot be written to or links to
+        another place.
     """
     written = left_out = 0
-    shared = _shared_stems(rows_of(output, stage, ["image_id"]))
-    columns = ["image_id", "uri", "sha256", "confidence"]
+    names = _names(rows_of(output, stage, ["image_id"]))
+    needs_image = what in ("overlay", "cutout")
+    columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
     for row in rows_of(output, stage, columns):
-        image = original(row) if what in ("overlay", "cutout") else None
-        if row["confidence"] is None or (image is None and what in ("overlay", "cutout")):
+        image_id = row["image_id"]
+        usable = row["confidence"] is not None and is_safe_id(image_id)
+        image = original(row) if usable and needs_image else None
+        if not usable or (needs_image and image is None):
             left_out += 1
             continue
-        path = export_path(to, row["image_id"], keep_extension=_stem(row["image_id"]) in shared)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = picture(what, images.decode_png(row["confidence"]), image)
-        path.write_bytes(to_png(drawn))
+        drawn = to_png(picture(what, _map(row, "confidence"), image))
+        path = export_path(to, image_id, keep_extension=names[_stem(image_id)] > 1)
+        with reaching(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(drawn)
         written += 1
     return written, left_out
 
@@ -130,40 +145,42 @@ def export_path(to: Path, image_id: str, *, keep_extension: bool = False) -> Pat
 
     Raises
     ------
-    ValueError
+    SettingsError
         If the id leads outside the folder, by itself or through a link.
     """
     if not is_safe_id(image_id):
-        raise ValueError(f"image_id {image_id!r} is not a relative path without '..'")
+        raise SettingsError(f"image_id {image_id!r} is not a relative path without '..'")
     path = to / PurePosixPath(image_id if keep_extension else _stem(image_id))
     path = path.with_name(path.name + ".png")
     if not path.resolve().is_relative_to(to.resolve()):
-        raise ValueError(f"image_id {image_id!r} leads outside {to}")
+        raise SettingsError(f"image_id {image_id!r} leads outside {to}: remove the link in it")
     return path
 
 
 def _stem(image_id: str) -> str:
     """Id without the extension of its last part: ``a.b/cat.jpg`` gives ``a.b/cat``."""
-    return str(PurePosixPath(image_id).with_suffix(""))
+    return posixpath.splitext(image_id)[0]
 
 
-def _shared_stems(rows: Iterator[Row]) -> set[str]:
-    counts = Counter(_stem(row["image_id"]) for row in rows)
-    return {stem for stem, count in counts.items() if count > 1}
+def _names(rows: Iterator[Row]) -> Counter[str]:
+    """How many images could be named so, with their extension or without."""
+    return Counter(name for row in rows for name in {row["image_id"], _stem(row["image_id"])})
 
 
 def original(row: Row) -> Image | None:
-    """Image of a row, or None where its file is gone, or no longer the one that was labelled."""
+    """Image of a labelled row, or None where its file is gone or not the one that was labelled."""
     try:
         data = read_bytes(row["uri"])
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     if row["sha256"] != hashlib.sha256(data).hexdigest():
         return None
-    try:
-        return images.decode(data)
-    except ImageError:
-        return None
+    return images.decode(data, max_pixels=row["height"] * row["width"])
+
+
+def _map(row: Row, column: str) -> AnyArray:
+    """Decode one of a row's maps; as large as its image, whatever limit the run had."""
+    return images.decode_png(row[column], max_pixels=row["height"] * row["width"])
 
 
 def to_png(drawn: AnyArray) -> bytes:
@@ -205,12 +222,13 @@ def evaluate(
         If no image has truth, or a mask cannot be read or has another size than its image.
     """
     masks = Folder.at(truth)
-    available = {p[len(masks.path) + 1 :] for p in masks.fs.find(masks.path)}
+    with reaching(truth):
+        available = {p[len(masks.path) + 1 :] for p in masks.fs.find(masks.path)}
     if not available:
         raise SettingsError(f"no masks at {truth}")
     evaluation = metrics.Evaluation(normalise=normalise)
     failed = without_truth = 0
-    for row in rows_of(output, stage, ["image_id", "confidence"]):
+    for row in rows_of(output, stage, ["image_id", "height", "width", "confidence"]):
         stem = _stem(row["image_id"])
         names = (f"{stem}.png", f"{PurePosixPath(stem).name}.png")
         name = next((n for n in names if n in available), None)
@@ -219,9 +237,11 @@ def evaluate(
         elif name is None:
             without_truth += 1
         else:
+            with reaching(f"mask {name} of {truth}"):
+                data = masks.read(name)
             try:
-                mask, valid = metrics.read_truth(masks.read(name), truth_format)
-                evaluation.add(images.decode_png(row["confidence"]), mask, valid)
+                mask, valid = metrics.read_truth(data, truth_format)
+                evaluation.add(_map(row, "confidence"), mask, valid)
             except ValueError as error:
                 raise SettingsError(f"mask {name} of {truth}: {error}") from error
     if not evaluation.images:
@@ -232,14 +252,11 @@ def evaluate(
         )
     summary = evaluation.summary() | {"failed": failed, "without_truth": without_truth}
     curve, folder = evaluation.curve(), output / "evaluation" / stage
-    folder.write("metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
-    folder.write("curve.csv", metrics.curve_csv(curve).encode())
-    folder.write("curve.svg", _as_bytes(metrics.curve_svg({stage.replace("_", " "): curve})))
+    with reaching(folder.uri):
+        folder.write("metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
+        folder.write("curve.csv", metrics.curve_csv(curve).encode())
+        folder.write("curve.svg", metrics.curve_svg({stage.replace("_", " "): curve}).encode())
     return summary
-
-
-def _as_bytes(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode()
 
 
 # Report
@@ -273,33 +290,37 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
         _cards(stage, max(1, -(-count // max_cards))),
         failures,
         title=PurePosixPath(output.path).name,
-        run={"saff": run["saff"], "digest": run["digest"], "config": run["config"]},
+        run={key: run.get(key) for key in ("saff", "digest", "config")},
         totals=totals,
         max_cards=max_cards,
     )
-    (output / "report").write("index.html", page.encode())
-    return (output / "report").uri + "/index.html"
+    folder = output / "report"
+    with reaching(folder.uri):
+        folder.write("index.html", page.encode())
+    return folder.uri + "/index.html"
 
 
 def _cards(stage: Folder, step: int) -> Iterator[report.Card]:
     """Every ``step``-th row whose image can still be shown."""
-    index = 0
+    start = 0
     for name in stage.names(".parquet"):
-        for row in read_rows(stage, name):
-            index += 1
-            if (index - 1) % step or row["error_kind"] is not None:
-                continue
-            image = original(row)
-            if image is not None:
-                yield _card(row, image)
+        count, _ = count_rows(stage, name)
+        wanted = range(-start % step, count, step)
+        start += count
+        rows = enumerate(read_rows(stage, name)) if wanted else ()  # a shard is read if need be
+        for index, row in rows:
+            if index in wanted and row["error_kind"] is None:
+                image = original(row)
+                if image is not None:
+                    yield _card(row, image)
 
 
 def _card(row: Row, image: Image) -> report.Card:
     return report.Card(
         image_id=row["image_id"],
         image=image,
-        confidence=images.decode_png(row["confidence"]),
-        superpixels=images.decode_png(row["superpixels"]).astype(np.int32),
+        confidence=_map(row, "confidence"),
+        superpixels=_map(row, "superpixels").astype(np.int32),
         features=np.asarray(row["features"], dtype=np.float64).reshape(-1, 4),
         weights=row["weights"],
         seeds_foreground=row["seeds_foreground"],

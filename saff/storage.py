@@ -7,7 +7,6 @@ holds, so resuming is a comparison of two listings, and no image is ever there t
 
 import csv
 import glob
-import io
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -230,7 +229,7 @@ def list_images(source: str) -> Iterator[Row]:
             root, paths = path.rpartition("/")[0], [path]
         elif any(c in path for c in "*?["):
             first = min(path.index(c) for c in "*?[" if c in path)
-            root, paths = path[:first].rpartition("/")[0], _matches(fs, path)
+            root, paths = path[:first].rpartition("/")[0], sorted(_matches(fs, path))
         else:
             raise SettingsError(f"no images at {source}: no such file, folder or prefix")
     fs.invalidate_cache()  # an object store's listing holds far more than the names
@@ -311,19 +310,21 @@ def read_manifest(source: str) -> Iterator[Row]:
 
 
 def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
+    is_csv = path.lower().endswith(".csv")
+    how = {"mode": "r", "encoding": "utf-8-sig", "newline": ""} if is_csv else {"mode": "rb"}
     try:
-        with fs.open(path, "rb") as file:
-            columns, batches = _csv(file) if path.endswith(".csv") else _parquet(file)
+        with fs.open(path, **how) as file:
+            columns, batches = _csv(file) if is_csv else _parquet(file)
             if missing := [c for c in MANIFEST.names if c not in columns]:
                 raise SettingsError(
                     f"the manifest {source} has no column {' and no column '.join(missing)}; "
                     f"it has {', '.join(columns) or 'none'}"
                 )
             for row in chain.from_iterable(batches):
-                if not is_safe_id(row["image_id"]) or not _is_uri(row["uri"]):
+                if fault := _fault(row):
                     raise SettingsError(
                         f"the manifest {source} has the row image_id={row['image_id']!r}, "
-                        f"uri={row['uri']!r}; expected a relative path without '..' and a URI"
+                        f"uri={row['uri']!r}: {fault}"
                     )
                 yield {"image_id": row["image_id"], "uri": row["uri"]}
     except SettingsError:
@@ -333,7 +334,7 @@ def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
 
 
 def _csv(file: Any) -> tuple[Sequence[str], Iterator[list[Row]]]:
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+    reader = csv.DictReader(file)
     return reader.fieldnames or [], iter(lambda: list(islice(reader, 1024)), [])
 
 
@@ -349,15 +350,21 @@ def is_safe_id(image_id: object) -> bool:
     if not isinstance(image_id, str) or not image_id or "\0" in image_id:
         return False
     path = PurePosixPath(image_id)
-    return not path.is_absolute() and ".." not in path.parts and str(path) == image_id
+    inside = not path.is_absolute() and ".." not in path.parts and path.name != ""
+    return inside and str(path) == image_id
 
 
-def _is_uri(uri: object) -> bool:
-    """Whether a text is a path, or a URI of a storage that can be opened here."""
-    if not isinstance(uri, str) or "\0" in uri:
-        return False
-    locate(uri)
-    return True
+def _fault(row: Row) -> str:
+    """What is wrong with a manifest row; empty for a good one."""
+    if not is_safe_id(row["image_id"]):
+        return "image_id must be a relative path without '..'"
+    if not isinstance(row["uri"], str) or "\0" in row["uri"]:
+        return "uri must be a path or URI"
+    try:
+        locate(row["uri"])
+    except SettingsError as error:
+        return str(error)
+    return ""
 
 
 def _absolute(fs: Any, base: str, uri: str) -> str:
@@ -395,19 +402,18 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     """
     folder = output / "manifest"
     names = folder.names(".parquet")
-    known = {i for n in names for i in read_column(folder, n, "image_id")}
-    fresh = _unknown(rows, known)
+    fresh = new_rows(output, rows)
     buffer = list(islice(fresh, LOOK_AHEAD))
     size = min(max(len(buffer) // PARTS_WANTED, SMALLEST_PART), LARGEST_PART)
     if len(buffer) == LOOK_AHEAD:
         size = LARGEST_PART
     added = 0
-    number = part_number(names[-1]) + 1 if names else 0
     fresh = chain(buffer, fresh)
+    free = (name for name in map(part_name, count(len(names))) if name not in names)
     while part := list(islice(fresh, size)):
-        with folder.replacing(part_name(number)) as path:
+        with folder.replacing(next(free)) as path:
             pq.write_table(pa.Table.from_pylist(part, MANIFEST), path, compression="zstd")
-        added, number = added + len(part), number + 1
+        added += len(part)
     return added
 
 
@@ -416,12 +422,10 @@ def part_name(number: int) -> str:
     return f"part-{number:07d}.parquet"
 
 
-def part_number(name: str) -> int:
-    """Give the n of :func:`part_name`."""
-    return int(name.removeprefix("part-").removesuffix(".parquet"))
-
-
-def _unknown(rows: Iterable[Row], known: set[str]) -> Iterator[Row]:
+def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
+    """Those of some manifest rows whose images an output does not know yet; ids must be unique."""
+    folder = output / "manifest"
+    known = {i for n in folder.names(".parquet") for i in read_column(folder, n, "image_id")}
     seen: set[str] = set()
     for row in rows:
         if row["image_id"] in seen:
@@ -458,14 +462,14 @@ def write_rows(
     rows, failed : int
         Rows written, and how many of them hold an error.
     """
-    count = failed = 0
+    written = failed = 0
     rows = iter(rows)
     with folder.replacing(name) as path, pq.ParquetWriter(path, schema, compression="zstd") as out:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             out.write_table(pa.Table.from_pylist(group, schema))
-            count += len(group)
-            failed += sum(row["error"] is not None for row in group)
-    return count, failed
+            written += len(group)
+            failed += sum(row["error_kind"] is not None for row in group)
+    return written, failed
 
 
 def count_rows(folder: Folder, name: str) -> tuple[int, int]:
@@ -498,21 +502,26 @@ def claim(output: Folder, run: dict[str, Any]) -> None:
     SettingsError
         If the output belongs to another run, naming the difference, or cannot be written.
     """
-    if output.exists("run.json"):
-        try:
-            other = json.loads(output.read("run.json"))
-        except ValueError as error:
-            raise SettingsError(f"{output.uri}/run.json is damaged: {error}") from error
-        if differences := sorted(_differences(other, run)):
-            raise SettingsError(
-                f"{output.uri} belongs to another run: {'; '.join(differences)}; "
-                "choose another output, or the settings it has"
-            )
-        return
-    try:
-        output.write("run.json", (json.dumps(run, indent=2) + "\n").encode())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"cannot write to {output.uri}: {error}") from error
+    if not is_claimed(output, run):
+        with reaching(output.uri):
+            output.write("run.json", (json.dumps(run, indent=2) + "\n").encode())
+
+
+def is_claimed(output: Folder, run: dict[str, Any]) -> bool:
+    """Whether an output is bound to a run; False for a new one.
+
+    Raises
+    ------
+    SettingsError
+        If it is bound to another run.
+    """
+    other = _load_run(output)
+    if other is not None and (differences := sorted(_differences(other, run))):
+        raise SettingsError(
+            f"{output.uri} belongs to another run: {'; '.join(differences)}; "
+            "choose another output, or the settings it has"
+        )
+    return other is not None
 
 
 def read_run(output: Folder) -> dict[str, Any]:
@@ -521,11 +530,25 @@ def read_run(output: Folder) -> dict[str, Any]:
     Raises
     ------
     SettingsError
-        If there is none: the folder is no run.
+        If there is none, so that the folder is no run, or it is damaged.
     """
-    if not output.exists("run.json"):
+    run = _load_run(output)
+    if run is None:
         raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
-    run: dict[str, Any] = json.loads(output.read("run.json"))
+    return run
+
+
+def _load_run(output: Folder) -> dict[str, Any] | None:
+    with reaching(output.uri):
+        text = output.read("run.json") if output.exists("run.json") else None
+    if text is None:
+        return None
+    try:
+        run = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{output.uri}/run.json is damaged: {error}") from error
+    if not isinstance(run, dict):
+        raise SettingsError(f"{output.uri}/run.json is damaged: expected a JSON object")
     return run
 
 

@@ -74,3 +74,178 @@ def evaluation_metrics_oracle(images, beta_squared, normalise):
         "iou": mean(ious),
         "accuracy": mean(accuracies),
     }
+
+
+def neighbours_superpixels_oracle(superpixels):
+    """Give every pixel side between two regions: {(i, j): [(pixel, pixel), ...]}, i < j."""
+    height, width = superpixels.shape
+    sides = {}
+    for row in range(height):
+        for column in range(width):
+            for other in ((row + 1, column), (row, column + 1)):
+                if other[0] == height or other[1] == width:
+                    continue
+                pair = sorted((int(superpixels[row, column]), int(superpixels[other])))
+                if pair[0] != pair[1]:
+                    sides.setdefault(tuple(pair), []).append(((row, column), other))
+    return sides
+
+
+def border_strength_superpixels_oracle(edges, superpixels):
+    """Give the mean, over each shared border, of the stronger pixel of every pixel side."""
+    return {
+        pair: float(np.mean([float(max(edges[a], edges[b])) for a, b in sides]))
+        for pair, sides in neighbours_superpixels_oracle(superpixels).items()
+    }
+
+
+def border_lengths_superpixels_oracle(superpixels):
+    """Count the outer pixel sides of each region, one pixel at a time."""
+    height, width = superpixels.shape
+    lengths = [0] * (int(superpixels.max()) + 1)
+    for row, column in np.ndindex(height, width):
+        outer = (row == 0) + (row == height - 1) + (column == 0) + (column == width - 1)
+        lengths[superpixels[row, column]] += outer
+    return lengths
+
+
+def semantic_similarity_encoding_oracle(vectors):
+    """Give Eq. 1 as it is printed: sum_k min(v_ik, v_jk)."""
+    count, classes = vectors.shape
+    similarity = np.zeros((count, count))
+    for i in range(count):
+        for j in range(count):
+            for k in range(classes):
+                similarity[i, j] += min(vectors[i, k], vectors[j, k])
+    return similarity
+
+
+def row_normalise_encoding_oracle(similarity):
+    """Give M': zero diagonal, each row over its sum, rows without similarity zero."""
+    count = len(similarity)
+    rows = np.zeros((count, count))
+    for i in range(count):
+        total = sum(similarity[i, j] for j in range(count) if j != i)
+        for j in range(count):
+            if j != i and total > 0:
+                rows[i, j] = similarity[i, j] / total
+    return rows
+
+
+def cheapest_paths_encoding_oracle(adjacency, strength, count):
+    """Give all cheapest paths by Floyd and Warshall's three loops."""
+    cost = np.full((count, count), np.inf)
+    np.fill_diagonal(cost, 0.0)
+    for (i, j), value in zip(adjacency, strength, strict=True):
+        cost[i, j] = cost[j, i] = min(cost[i, j], value)
+    for k in range(count):
+        for i in range(count):
+            for j in range(count):
+                cost[i, j] = min(cost[i, j], cost[i, k] + cost[k, j])
+    return cost
+
+
+def cosine_encoding_oracle(first, second):
+    """Give the cosine of two feature vectors, 0 where it is negative or one of them is 0."""
+    lengths = sum(a * a for a in first) * sum(b * b for b in second)
+    product = sum(a * b for a, b in zip(first, second, strict=True))
+    return max(0.0, product / lengths**0.5) if lengths > 0 else 0.0
+
+
+def feature_similarity_encoding_oracle(levels, power):
+    """Give the mean cosine over levels to a power, pair by pair."""
+    count = len(levels[0])
+    similarity = np.zeros((count, count))
+    for i, j in np.ndindex(count, count):
+        cosines = [cosine_encoding_oracle(level[i], level[j]) for level in levels]
+        similarity[i, j] = (sum(cosines) / len(levels)) ** power
+    return similarity
+
+
+def border_contrast_encoding_oracle(levels, border):
+    """Give one minus the mean cosine to the border's pixels, stretched, averaged, stretched."""
+
+    def stretched(values):
+        low, high = min(values), max(values)
+        return [(v - low) / (high - low) if high - low > 1e-6 else 0.0 for v in values]
+
+    contrasts = []
+    for level in levels:
+        raw = []
+        for vector in level:
+            terms = [
+                pixels * cosine_encoding_oracle(vector, level[j]) for j, pixels in enumerate(border)
+            ]
+            raw.append(1.0 - sum(terms) / sum(border))
+        contrasts.append(stretched(raw))
+    return stretched([sum(column) / len(levels) for column in zip(*contrasts, strict=True)])
+
+
+def resampled_fit_weighting_oracle(features, foreground, background):
+    """Repeat the seeds of each class up to a common count, then plain least squares."""
+    n_foreground, n_background = int(foreground.sum()), int(background.sum())
+    common = int(np.lcm(n_foreground, n_background))
+    rows = np.concatenate(
+        [
+            np.repeat(features[foreground], common // n_foreground, axis=0),
+            np.repeat(features[background], common // n_background, axis=0),
+        ]
+    )
+    target = np.repeat([1.0, 0.0], common)
+    return np.linalg.pinv(np.column_stack([rows, np.ones(2 * common)])) @ target
+
+
+def ridge_weighting_oracle(features, target, importance, prior, strength):
+    """Solve the normal equations of the cost that ``fit_weights`` documents, term by term."""
+    columns = features.shape[1] + 1
+    centre = np.append(prior, 0.0)
+    left, right = np.zeros((columns, columns)), np.zeros(columns)
+    for row, wanted, weight in zip(features, target, importance, strict=True):
+        extended = np.append(row, 1.0)
+        left += weight * np.outer(extended, extended)
+        right += weight * wanted * extended
+    left += strength * sum(importance) * np.eye(columns)
+    right += strength * sum(importance) * centre
+    return np.linalg.solve(left, right)
+
+
+def robust_background_saliency_oracle(colour, position, adjacency, on_border, sigmas, smoothness):
+    """Give Zhu et al.'s saliency equation by equation, each sum a loop, stretched to [0, 1]."""
+    colour_sigma, space_sigma, border_sigma = sigmas
+    count = len(colour)
+    pairs = {(int(i), int(j)) for i, j in adjacency}
+    pairs |= {(int(i), int(j)) for i in on_border for j in on_border if i < j}
+
+    def apart(values, i, j):
+        return float(np.sqrt(sum((a - b) ** 2 for a, b in zip(values[i], values[j], strict=True))))
+
+    geodesic = cheapest_paths_encoding_oracle(
+        sorted(pairs), [apart(colour, i, j) for i, j in sorted(pairs)], count
+    )
+    background = []
+    for p in range(count):
+        close = [np.exp(-(geodesic[p, q] ** 2) / (2 * colour_sigma**2)) for q in range(count)]
+        connectivity = sum(close[q] for q in on_border) / np.sqrt(sum(close))
+        background.append(1 - np.exp(-(connectivity**2) / (2 * border_sigma**2)))
+    contrast = [
+        sum(
+            apart(colour, p, q)
+            * np.exp(-(apart(position, p, q) ** 2) / (2 * space_sigma**2))
+            * background[q]
+            for q in range(count)
+        )
+        for p in range(count)
+    ]
+    contrast = [value / max(contrast) for value in contrast]
+    # Half the derivative of each quadratic term of the cost, added up.
+    left, right = np.zeros((count, count)), np.zeros(count)
+    for p in range(count):
+        left[p, p] += background[p] + contrast[p]
+        right[p] += contrast[p]
+    for i, j in adjacency:
+        weight = np.exp(-(apart(colour, i, j) ** 2) / (2 * colour_sigma**2)) + smoothness
+        for a, b in ((i, j), (j, i)):
+            left[a, a] += weight
+            left[a, b] -= weight
+    saliency = np.linalg.solve(left, right)
+    return (saliency - saliency.min()) / (saliency.max() - saliency.min())

@@ -108,8 +108,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         if self.expands:
-            y = nn.functional.relu6(self._bn0(self._expand_conv(y)))
-        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)))
+            y = nn.functional.relu6(self._bn0(self._expand_conv(y)), inplace=True)
+        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         out: Tensor = x + y if self.skips else y
         return out
@@ -153,13 +153,13 @@ class EfficientNetLite(nn.Module):
         The outputs of stages 4 to 7 (80 and 112 channels at stride 16, 192 and 320 at stride 32)
         and the 1280 channels that the classifier reads.
         """
-        x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
+        x = nn.functional.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         levels = []
         for index, block in enumerate(self._blocks):
             x = block(x)
             if index in self.stage_ends[FIRST_LEVEL:]:
                 levels.append(x)
-        levels.append(nn.functional.relu6(self._bn1(self._conv_head(x))))
+        levels.append(nn.functional.relu6(self._bn1(self._conv_head(x)), inplace=True))
         return levels
 
     def fuse(self) -> "EfficientNetLite":

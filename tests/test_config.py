@@ -1,0 +1,158 @@
+import dataclasses
+import json
+
+import pytest
+
+from saff import config
+from saff.config import Config
+from saff.errors import SettingsError
+
+CHANGED = {  # a value of each field that is neither the recommended nor the published one
+    "encoder": "efficientnet_lite2",
+    "encoder_weights": "weights.pth",
+    "encoder_side": 256,
+    "saliency": "package.module:saliency",
+    "edges": "package.module:edges",
+    "superpixel_count": 77,
+    "working_side": 640,
+    "max_pixels": 1000,
+    "temperature": 0.7,
+    "semantic_unary": {"default": "max_class", "paper": "border_contrast"},
+    "semantic_affinity": {"default": "classes", "paper": "features"},
+    "affinity_power": 3.25,
+    "edge_scale": 1.25,
+    "background_below": 0.15,
+    "foreground_above": 0.85,
+    "seeds": {"default": "agreement", "paper": "consensus"},
+    "balance": False,
+    "prior": (0.1, 0.2, 0.3, 0.5),
+    "prior_strength": 0.125,
+    "spread": {"default": False, "paper": True},
+    "gamma": 1.25,
+}
+FIELDS = [field.name for field in dataclasses.fields(Config)]
+
+
+def changed(base, name):
+    value = CHANGED[name]
+    return value[base] if isinstance(value, dict) else value
+
+
+def test_no_field_is_left_untested():
+    assert sorted(CHANGED) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize("base", ["default", "paper"])
+def test_json_gives_the_same_settings_back(base):
+    settings = config.NAMED[base]()
+    again = config.from_json(settings.to_json())
+    assert again == settings
+    assert again.digest() == settings.digest()
+    assert list(json.loads(settings.to_json())) == FIELDS
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("base", ["default", "paper"])
+def test_every_field_goes_through_json_and_into_the_digest(base, name):
+    settings = config.NAMED[base]()
+    other = dataclasses.replace(settings, **{name: changed(base, name)})
+    assert other != settings
+    assert other.digest() != settings.digest()
+    assert config.from_json(other.to_json()) == other
+    # A field alone changes that field of default() alone.
+    value = json.loads(other.to_json())[name]
+    alone = dataclasses.replace(config.default(), **{name: changed(base, name)})
+    assert config.from_json(json.dumps({name: value})) == alone
+
+
+def test_the_digest_is_that_of_the_settings_and_nothing_else():
+    assert config.default().digest() == config.default().digest()
+    assert config.default().digest() != config.paper().digest()
+    assert len(config.default().digest()) == 64
+    assert config.from_json("{}") == config.default()
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"temperature": 2}, {"temperature": 2.0}),
+        ({"prior": [1, 0, 0, 0]}, {"prior": (1.0, 0.0, 0.0, -0.0)}),
+        ({"edge_scale": 0.0}, {"edge_scale": -0.0}),
+    ],
+)
+def test_equal_settings_have_one_digest_however_they_are_written(given, same):
+    assert Config(**given) == Config(**same)
+    assert Config(**given).digest() == Config(**same).digest()
+    assert hash(Config(**given)) == hash(Config(**same))
+
+
+def test_paper_is_the_published_procedure():
+    paper = config.paper()
+    assert (paper.background_below, paper.foreground_above) == (0.2, 0.6)
+    assert (paper.edge_scale, paper.balance, paper.seeds) == (3.5, True, "agreement")
+    assert (paper.semantic_unary, paper.semantic_affinity) == ("max_class", "classes")
+    assert (paper.prior_strength, paper.spread, paper.gamma) == (0.0, False, 1.0)
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.default().gamma = 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the configuration is not JSON: Expecting value"),
+        ("{", "the configuration is not JSON"),
+        ("[]", "the configuration must be a JSON object, got list"),
+        ("null", "the configuration must be a JSON object, got NoneType"),
+        ('{"gama": 1, "alpha": 2}', "unknown settings alpha, gama; known: affinity_power, .*gamma"),
+        ('{"gamma": "1"}', "gamma must be a finite number, got '1'"),
+        ('{"gamma": null}', "gamma must be a finite number, got None"),
+        ('{"gamma": NaN}', "gamma must be a finite number, got nan"),
+        ('{"edge_scale": Infinity}', "edge_scale must be a finite number, got inf"),
+        ('{"prior_strength": 1e999}', "prior_strength must be a finite number, got inf"),
+        ('{"temperature": 1' + 400 * "0" + "}", "temperature must be a finite number, got 1000"),
+        ('{"gamma": true}', "gamma must be a finite number, got True"),
+        ('{"superpixel_count": true}', "superpixel_count must be a whole number, got True"),
+        ('{"superpixel_count": 300.0}', "superpixel_count must be a whole number, got 300.0"),
+        ('{"balance": 1}', "balance must be true or false, got 1"),
+        ('{"encoder": 1}', "encoder must be text, got 1"),
+        ('{"encoder_weights": 1}', "encoder_weights must be text or null, got 1"),
+        ('{"seeds": "best"}', "seeds must be 'agreement' or 'consensus', got 'best'"),
+        ('{"seeds": ["best"]}', "seeds must be 'agreement' or 'consensus', got"),
+        ('{"prior": [1, 2, 3]}', r"prior must be 4 finite numbers, got \[1, 2, 3\]"),
+        ('{"prior": [1, 2, 3, NaN]}', "prior must be 4 finite numbers, got"),
+        ('{"prior": [1, 2, 3, true]}', "prior must be 4 finite numbers, got"),
+        ('{"prior": "0000"}', "prior must be 4 finite numbers, got '0000'"),
+    ],
+)
+def test_json_that_is_no_configuration_is_refused_by_name(text, message):
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        config.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encoder_side": 0}, "encoder_side must be at least 1, got 0"),
+        ({"superpixel_count": 0}, "superpixel_count must be at least 1, got 0"),
+        ({"superpixel_count": 10**6}, "superpixel_count must be at most 4096, got 1000000"),
+        ({"working_side": -5}, "working_side must be at least 1, got -5"),
+        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"affinity_power": -1}, "affinity_power must be above 0, got -1.0"),
+        ({"gamma": 0}, "gamma must be above 0, got 0.0"),
+        ({"edge_scale": -1e-9}, "edge_scale must be at least 0, got -1e-09"),
+        ({"prior_strength": -1}, "prior_strength must be at least 0, got -1.0"),
+        ({"background_below": -0.1}, "expected 0 <= background_below <= foreground_above <= 1"),
+        ({"background_below": 0.8}, "expected 0 <= background_below .*, got 0.8 and"),
+        ({"foreground_above": 1.1}, "expected 0 <= background_below .* and 1.1"),
+        ({"superpixel_count": True}, "superpixel_count must be a whole number, got True"),
+        ({"seeds": "best"}, "seeds must be 'agreement' or 'consensus', got 'best'"),
+        ({"temperature": "hot"}, "temperature must be a finite number, got 'hot'"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(values, message):
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        Config(**values)
