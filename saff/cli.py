@@ -103,14 +103,14 @@ def label(
     Runs on the Ray cluster it is started on ([bold]ray job submit[/]), or starts one on this
     machine. A bad image becomes a row with an error; run the same command again to resume.
     """
-    from saff import cluster  # Ray takes seconds to import; other commands do without
-
     given = [s for s in (source, images, manifest) if s]
     if len(given) != 1:
         raise SettingsError("name the images once: a folder, --images, or --manifest")
     chosen = read_config(config)
     rows = read_manifest(manifest) if manifest else list_images(given[0])
     folder, origin = Folder.at(output), Folder.at(given[0]).uri
+    from saff import cluster  # Ray takes seconds to import; a mistake above is told at once
+
     if dry_run:
         typer.echo(cluster.preview(origin, rows, folder, chosen, retry_failed=retry_failed))
         return

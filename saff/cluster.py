@@ -281,22 +281,29 @@ def label_corpus(
 
 
 def start_ray() -> None:
-    """Join the cluster this process belongs to, or start one on this machine."""
+    """Join the cluster that ``RAY_ADDRESS`` names, as for a submitted job, or start one here.
+
+    A cluster that merely runs, or ran, on this machine is not joined: what a killed one leaves
+    behind would be waited for.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    address = None if os.environ.get("RAY_ADDRESS") else "local"
+    ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
 
 
 def map_parts(task: LabelPart, names: list[str]) -> Iterator[dict[str, Any]]:
     """Run a task over parts with Ray Data, giving each one's result as it comes."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; ours counts images
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says they are off
     parts = ray.data.from_items(
         [{"part": name} for name in names], override_num_blocks=min(len(names), MOST_BLOCKS)
     )
-    yield from parts.map(task, num_cpus=1).iter_rows()
+    results = parts.map(task, num_cpus=1)
+    for name in ("execution", "progress"):  # its own account of the plan, and that bars are off
+        logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
+    yield from results.iter_rows()
 
 
 def preview(

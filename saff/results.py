@@ -5,6 +5,7 @@ import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -270,7 +271,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     output : Folder
         A run.
     max_cards : int
-        Images drawn at most, spread evenly over the run.
+        Images drawn at most, spread evenly over those that are labelled.
 
     Returns
     -------
@@ -287,7 +288,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
             failures.append(report.Failure(**row))
     totals = {"images": count, "labelled": count - len(failures), "failed": len(failures)}
     page = report.render(
-        _cards(stage, max(1, -(-count // max_cards))),
+        _cards(stage, max(1, -(-totals["labelled"] // max_cards))),
         failures,
         title=PurePosixPath(output.path).name,
         run={key: run.get(key) for key in ("saff", "digest", "config")},
@@ -301,18 +302,19 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
 
 
 def _cards(stage: Folder, step: int) -> Iterator[report.Card]:
-    """Every ``step``-th row whose image can still be shown."""
+    """Every ``step``-th labelled image, but for those that are no longer there."""
     start = 0
     for name in stage.names(".parquet"):
-        count, _ = count_rows(stage, name)
-        wanted = range(-start % step, count, step)
-        start += count
-        rows = enumerate(read_rows(stage, name)) if wanted else ()  # a shard is read if need be
-        for index, row in rows:
-            if index in wanted and row["error_kind"] is None:
-                image = original(row)
-                if image is not None:
-                    yield _card(row, image)
+        count, failed = count_rows(stage, name)
+        wanted = range(-start % step, count - failed, step)
+        start += count - failed
+        if not wanted:
+            continue  # a large run is not read for a few cards
+        labelled = (row for row in read_rows(stage, name) if row["error_kind"] is None)
+        for row in islice(labelled, wanted.start, None, step):
+            image = original(row)
+            if image is not None:
+                yield _card(row, image)
 
 
 def _card(row: Row, image: Image) -> report.Card:

@@ -248,4 +248,5 @@ def robust_background_saliency_oracle(colour, position, adjacency, on_border, si
             left[a, a] += weight
             left[a, b] -= weight
     saliency = np.linalg.solve(left, right)
-    return (saliency - saliency.min()) / (saliency.max() - saliency.min())
+    low, high = saliency.min(), saliency.max()
+    return (saliency - low) / (high - low) if high - low > 1e-12 else np.zeros(count)

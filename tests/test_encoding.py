@@ -80,6 +80,14 @@ def test_semantic_similarity_of_vectors_that_sum_to_less_than_one():
     np.testing.assert_array_equal(semantic_similarity(vectors), expected)
 
 
+def test_vectors_that_share_nothing_are_not_negatively_alike():
+    for seed in range(200):  # without care a good part of them is -1e-16, by rounding
+        vectors = np.zeros((2, 10))
+        vectors[0, :5], vectors[1, 5:] = np.random.default_rng(seed).random((2, 5))
+        vectors /= vectors.sum(axis=1, keepdims=True)
+        assert 0 <= semantic_similarity(vectors)[0, 1] <= 8 * EPSILON
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [

@@ -75,7 +75,7 @@ def run(photos, output, settings=SMALL, **options):
 def one_node():
     """A local cluster of 4 CPUs."""
     if not ray.is_initialized():
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -143,8 +143,8 @@ def test_a_killed_worker_costs_nothing(photos, expected, tmp_path):
         "        return super().on_regions(image, superpixels)\n"
     )
     ray.init(
+        "local",
         num_cpus=2,
-        include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}},

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from skimage import data
 from skimage.color import rgb2lab
 
@@ -58,6 +58,9 @@ def test_saliency_is_that_of_the_papers_equations(seed, height, width):
     rng = np.random.default_rng(seed)
     labels = np.arange(height * width, dtype=np.int32).reshape(height, width)
     colour = rng.uniform(0, 40, (labels.size, 3))
+    if seed % 2:  # some neighbours have the same colour: no way is shorter than between them
+        colour = rng.choice([0.0, 15.0], (labels.size, 3))
+    assume(np.ptp(colour, axis=0).any())
     position = np.stack(np.mgrid[:height, :width], axis=2).reshape(-1, 2) / max(height, width)
     adjacency, on_border = neighbours(labels), np.flatnonzero(border_lengths(labels))
     expected = robust_background_saliency_oracle(
@@ -133,16 +136,6 @@ def test_saliency_is_finite_and_in_range(seed, height, width, count):
 def test_a_single_region_is_not_salient():
     strength = RBD.on_regions(noise(0, 5, 7), np.zeros((5, 7), np.int32))
     np.testing.assert_array_equal(strength, np.zeros((5, 7), np.float32))
-
-
-def test_regions_of_one_colour_are_neighbours_all_the_same():
-    colour = np.array([[50.0, 0, 0], [50, 0, 0], [50, 0, 0], [90, 0, 0], [50, 0, 0]])
-    position = np.linspace(0, 1, 5)[:, None] * [1, 0]
-    adjacency = np.array([[0, 1], [1, 2], [2, 3], [3, 4]], np.int32)
-    strength = robust_background(colour, position, adjacency, np.array([0, 4]))
-    # 1 and 2 reach the border over no distance at all: as much background as the border itself.
-    assert strength[3] == 1
-    assert strength[[0, 1, 2, 4]].max() < 0.3
 
 
 def test_an_unknown_name_is_explained():
