@@ -89,7 +89,7 @@ def uri_of(fs: Any, path: str) -> str:
 def read_bytes(uri: str) -> bytes:
     """Read a whole file."""
     fs, path = locate(uri)
-    data: bytes = fs.cat_file(path)  # one request, where opening would ask for the size first
+    data: bytes = fs.cat_file(path)
     return data
 
 

@@ -269,6 +269,7 @@ def test_an_image_at_the_working_side_is_not_shrunk():
         (np.zeros((4, 4, 3)), r"image must be uint8 \(H, W, 3\), got float64 \(4, 4, 3\)"),
         (np.zeros((4, 4, 4), np.uint8), r"image must be .*, got uint8 \(4, 4, 4\)"),
         (np.zeros((4, 4, 3), np.int64), r"image must be .*, got int64 \(4, 4, 3\)"),
+        (np.zeros((2000, 4, 3), np.int64), r"image must be .*, got int64 \(2000, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), r"image must be .*, got uint8 \(0, 4, 3\)"),
     ],
 )

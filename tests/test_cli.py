@@ -1,0 +1,329 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import saff
+from saff import cli
+from saff.images import decode_png, encode_png
+from saff.storage import read_rows
+
+ROOT = Path(__file__).parent.parent
+FLAGS = {
+    "label": ["--images", "--manifest", "--output", "--config", "--retry-failed", "--dry-run"],
+    "segment": ["--output", "-o", "--what", "--config"],
+    "export": ["--to", "--what", "--stage", "mask", "confidence", "overlay", "cutout"],
+    "evaluate": ["--output", "--truth", "--truth-format", "--stage", "--no-normalise", "voc"],
+    "report": ["--cards"],
+    "demo": ["--output"],
+}
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call ``saff`` as from a shell, in this process: exit code, standard output and error."""
+
+    def saff_command(*words):
+        monkeypatch.setattr(sys, "argv", ["saff", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return saff_command
+
+
+@pytest.fixture
+def settings_file(tmp_path):
+    path = tmp_path / "small.json"
+    path.write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    return path
+
+
+def refusal(called):
+    """The one line of a command that stopped because of what its user gave."""
+    code, out, err = called
+    assert (code, out) == (2, "")
+    lines = [line for line in err.splitlines() if not line.startswith("settings: ")]  # a log's
+    assert len(lines) == 1
+    assert lines[0].startswith("saff: ")
+    return lines[0].removeprefix("saff: ")
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_of_a_command_names_its_flags(command):
+    wide = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    shown = CliRunner().invoke(cli.app, [command, "--help"], env=wide)
+    assert shown.exit_code == 0
+    words = re.findall(r"[\w-]+", shown.output)
+    assert {*FLAGS[command]} <= {*words}
+
+
+def test_help_names_the_commands_in_the_order_of_a_first_run():
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert shown.exit_code == 0
+    for command in FLAGS:
+        assert re.search(rf"\b{command}\b", shown.output)
+    first = [shown.output.index(f"saff {c}") for c in ("segment", "label", "report", "export")]
+    assert first == sorted(first)
+
+
+def test_the_version(call):
+    assert call("--version") == (0, f"{saff.__version__}\n", "")
+
+
+@pytest.mark.parametrize("job", ["pseudo_labels", "evaluate"])
+def test_a_job_is_a_script_with_the_same_flags(job, tmp_path):
+    command = {"pseudo_labels": "label"}.get(job, job)
+    shown = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    assert {*FLAGS[command]} <= {*re.findall(r"[\w-]+", shown.stdout)}
+
+
+def test_a_job_that_cannot_run_says_why_in_one_line(tmp_path):
+    job = [sys.executable, str(ROOT / "jobs" / "pseudo_labels.py")]
+    job += ["--images", "missing", "--output", "out"]
+    ended = subprocess.run(job, capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "saff: no images at missing: no such file, folder or prefix\n"
+    assert os.listdir(tmp_path) == []
+
+
+# What label refuses
+
+
+def test_images_that_are_not_there(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "out"
+    for name, said in (("empty", "it holds no files"), ("missing", "no such file, folder or")):
+        for words in ([tmp_path / name], ["--images", tmp_path / name]):
+            assert said in refusal(call("label", *words, "--output", output))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--images", ""], ["a", "--images", "b"]])
+def test_images_are_named_once(call, tmp_path, words):
+    assert refusal(call("label", *words, "--output", tmp_path / "out")) == (
+        "name the images once: a folder, --images, or --manifest"
+    )
+    called = call("label", "--images", "a", "--manifest", "b", "--output", tmp_path)
+    assert "name the images once" in refusal(called)
+
+
+def test_an_output_must_be_named(call, corpus):
+    code, _, err = call("label", corpus)
+    assert code == 2
+    assert "--output" in err
+    assert refusal(call("label", corpus, "--output", "")) == "a path or URI is empty"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no-columns.csv", "has no column image_id and no column uri; it has a, b"),
+        ("no-rows.csv", "has no rows"),
+        ("unsafe.parquet", "has the row image_id='../x.jpg'"),
+        ("garbage.parquet", "cannot be read: "),
+        ("missing.parquet", "no manifest at "),
+    ],
+)
+def test_a_manifest_that_cannot_be_used(call, tmp_path, name, said):
+    (tmp_path / "no-columns.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "no-rows.csv").write_text("image_id,uri\n")
+    (tmp_path / "garbage.parquet").write_bytes(b"PAR1\nline\nPAR1")
+    unsafe = pa.Table.from_pylist([{"image_id": "../x.jpg", "uri": "x"}])
+    pq.write_table(unsafe, tmp_path / "unsafe.parquet")
+    words = ["label", "--manifest", tmp_path / name, "--output", tmp_path / "out"]
+    assert said in refusal(call(*words))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_an_output_of_another_configuration(call, finished, corpus, dry):
+    before = finished.read("run.json")
+    text = refusal(call("label", corpus, "--output", finished.path, "--config", "paper", *dry))
+    assert text.startswith(f"{finished.path} belongs to another run: ")
+    assert "config.spread is True there and False here" in text
+    assert text.endswith("choose another output, or the settings it has")
+    assert finished.read("run.json") == before
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_an_output_that_cannot_be_written(call, corpus, settings_file, tmp_path, dry):
+    (tmp_path / "file").touch()
+    words = ["label", corpus, "--output", tmp_path / "file", "--config", settings_file, *dry]
+    assert f"no access to {tmp_path}/file" in refusal(call(*words))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no configuration 'fast'; known: default, paper, or a JSON file"),
+        ("{'a': 1}", "the configuration is not JSON: "),
+        ("\ufeffé", "the configuration is not JSON: "),
+        ("[]", "the configuration must be a JSON object, got list"),
+        ('{"superpixels": 3}', "unknown settings superpixels; known: "),
+        ('{"gamma": "high"}', "gamma must be a finite number, got 'high'"),
+        ('{"encoder": "resnet"}', "unknown encoder 'resnet'"),
+    ],
+)
+def test_settings_that_cannot_work(call, corpus, tmp_path, monkeypatch, content, said):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("fast").write_text(content)
+    text = refusal(call("label", corpus, "--output", tmp_path / "out", "--config", "fast"))
+    assert text.startswith(said)
+    assert not (tmp_path / "out").exists()
+
+
+# What label says and does without Ray
+
+
+def test_a_dry_run_says_what_would_be_done(call, corpus, settings_file, finished, tmp_path):
+    words = ["label", corpus, "--config", settings_file, "--dry-run", "--output"]
+    said = "7 images: 0 labelled, 0 failed, 7 to do, into "
+    assert call(*words, tmp_path / "out") == (0, f"{said}{tmp_path}/out\n", "")
+    assert not (tmp_path / "out").exists()
+    said = "7 images: 4 labelled, 3 failed, {} to do, into "
+    assert call(*words, finished.path)[1].startswith(said.format(0))
+    assert call(*words, finished.path, "--retry-failed")[1].startswith(said.format(3))
+
+
+def test_a_run_that_is_done_does_nothing(call, corpus, settings_file, finished, monkeypatch):
+    monkeypatch.setattr("saff.cluster.start_ray", lambda: pytest.fail("Ray was started"))
+    words = ["label", "--images", corpus, "--output", finished.path, "--config", settings_file]
+    code, out, err = call(*words)
+    assert (code, out) == (0, "")
+    lines = err.splitlines()
+    assert lines[0].startswith(f"settings: {settings_file} ")
+    assert lines[1] == "done: 7 images: 4 labelled, 3 failed, 0 to do in 0 parts"
+    assert lines[2] == f"why images failed: saff report {finished.path}"
+
+
+# One picture
+
+
+@pytest.mark.parametrize("what", ["mask", "confidence", "overlay", "cutout"])
+def test_segment_writes_a_picture_in_the_size_of_the_image(
+    call, corpus, photographs, finished, settings_file, tmp_path, what
+):
+    words = ["segment", corpus / "chelsea ü.png", "--config", settings_file, "--what", what]
+    assert call(*words, "-o", tmp_path / "out.png") == (0, "", "")
+    with PIL.Image.open(tmp_path / "out.png") as picture:
+        drawn = np.asarray(picture)
+    assert drawn.shape[:2] == photographs["chelsea"].shape[:2]
+    stage = finished / "pseudo_labels"
+    rows = {r["image_id"]: r for n in stage.names(".parquet") for r in read_rows(stage, n)}
+    confidence = decode_png(rows["chelsea ü.png"]["confidence"])
+    if what == "mask":
+        np.testing.assert_array_equal(drawn, np.where(confidence >= 128, 255, 0))
+    if what == "confidence":
+        np.testing.assert_array_equal(drawn, confidence)
+    assert drawn.shape[2:] == {"overlay": (3,), "cutout": (4,)}.get(what, ())
+
+
+def test_segment_refuses_what_is_no_picture(call, corpus, settings_file, tmp_path):
+    words = ["--config", settings_file, "-o", tmp_path / "out.png"]
+    for name, said in (
+        ("empty.jpg", "image is empty: 0 bytes"),
+        ("page.jpg", "image is an HTML page"),
+        ("missing.jpg", "[Errno 2] No such file or directory"),
+        ("nested", "[Errno 21] Is a directory"),
+    ):
+        text = refusal(call("segment", corpus / name, *words))
+        assert text.startswith(f"{corpus / name}: {said}")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_segment_keeps_to_the_limit_of_its_settings(call, corpus, tmp_path):
+    (tmp_path / "few.json").write_text('{"max_pixels": 1000}')
+    words = ["--config", tmp_path / "few.json", "-o", tmp_path / "out.png"]
+    text = refusal(call("segment", corpus / "chelsea ü.png", *words))
+    assert "expected at most max_pixels=1000" in text
+
+
+def test_segment_names_a_file_it_cannot_write(call, corpus, settings_file, tmp_path):
+    words = ["segment", corpus / "chelsea ü.png", "--config", settings_file]
+    to = tmp_path / "missing" / "out.png"
+    assert refusal(call(*words, "-o", to)).startswith(f"cannot write {to}: ")
+
+
+# What is taken out of a run
+
+
+def test_export_counts(call, finished, tmp_path):
+    said = f"4 files in {tmp_path}/to; 3 images left out\n"
+    assert call("export", finished.path, "--to", tmp_path / "to") == (0, "", said)
+    with PIL.Image.open(tmp_path / "to" / "chelsea ü.png") as mask:
+        assert {*np.unique(np.asarray(mask))} == {0, 255}
+
+
+def test_evaluate_prints_the_three_conventions(call, run_copy, tmp_path):
+    truth = tmp_path / "truth"
+    assert call("export", run_copy.path, "--to", truth)[0] == 0  # its own masks
+    for words in ([run_copy.path], ["--output", run_copy.path]):
+        code, out, err = call("evaluate", *words, "--truth", truth, "--truth-format", "binary")
+        assert code == 0
+        assert out.splitlines()[:3] == [
+            "max F mean_pr  1.0000",
+            "max F mean_f   1.0000",
+            "max F max_f    1.0000",
+        ]
+        assert re.fullmatch(r"IoU 1\.0000, MAE 0\.\d{4}, 4 images", out.splitlines()[3])
+        assert err == f"more in {run_copy.path}/evaluation/pseudo_labels\n"
+    written = json.loads((run_copy / "evaluation" / "pseudo_labels").read("metrics.json"))
+    assert written["normalised"] is True
+    call("evaluate", run_copy.path, "--truth", truth, "--no-normalise")
+    written = json.loads((run_copy / "evaluation" / "pseudo_labels").read("metrics.json"))
+    assert written["normalised"] is False
+
+
+def test_evaluate_refuses(call, finished, tmp_path):
+    (tmp_path / "truth").mkdir()
+    words = ["--truth", tmp_path / "truth"]
+    assert refusal(call("evaluate", *words)) == "name the output once"
+    assert refusal(call("evaluate", "a", "--output", "b", *words)) == "name the output once"
+    assert refusal(call("evaluate", finished.path, *words)) == f"no masks at {tmp_path}/truth"
+    (tmp_path / "truth" / "chelsea ü.png").write_bytes(encode_png(np.zeros((2, 2), np.uint8)))
+    assert "mask chelsea ü.png of" in refusal(call("evaluate", finished.path, *words))
+
+
+def test_report_says_what_to_open(call, run_copy):
+    code, out, err = call("report", run_copy.path, "--cards", "2")
+    assert (code, err) == (0, "")
+    page = Path(out.removeprefix("open ").rstrip("\n"))
+    assert page == Path(run_copy.path) / "report" / "index.html"
+    assert page.read_text(encoding="utf-8").count('<figure class="original">') == 2
+
+
+@pytest.mark.parametrize("command", [["report"], ["export", "--to", "to"]])
+def test_what_is_no_run_is_refused(call, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(call(*command, tmp_path)) == (
+        f"{tmp_path} is not the output of a run: it has no run.json"
+    )
+    (tmp_path / "run.json").write_text("{")
+    assert "run.json is damaged: " in refusal(call(*command, tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    assert "has no pseudo_labels yet" in refusal(call(*command, tmp_path))
+    assert os.listdir(tmp_path) == ["run.json"]
