@@ -1,5 +1,6 @@
 """The command line: thin over the functions that the jobs call."""
 
+import os
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -76,6 +77,16 @@ def read_config(name: str) -> Config:
         return settings.from_json(read_bytes(name).decode("utf-8", "replace"))
 
 
+def refuse_relative(name: str) -> None:
+    """Refuse a relative path in a submitted job: it lies in a copy that Ray deletes."""
+    submitted = "RAY_JOB_CONFIG_JSON" in os.environ  # Ray's own mark on a submitted driver
+    if submitted and "://" not in name and not os.path.isabs(name):
+        raise SettingsError(
+            f"{name} is relative, and a submitted job runs in a copy that is deleted; give an "
+            "absolute path on storage that every node shares, or a URI"
+        )
+
+
 @app.command()
 def label(
     source: Annotated[
@@ -106,6 +117,8 @@ def label(
     given = [s for s in (source, images, manifest) if s]
     if len(given) != 1:
         raise SettingsError("name the images once: a folder, --images, or --manifest")
+    for name in (given[0], output):
+        refuse_relative(name)
     chosen = read_config(config)
     rows = read_manifest(manifest) if manifest else list_images(given[0])
     folder, origin = Folder.at(output), Folder.at(given[0]).uri
@@ -175,6 +188,8 @@ def evaluate(
     given = output or source
     if given is None or (output and source):
         raise SettingsError("name the output once")
+    refuse_relative(given)
+    refuse_relative(truth)
     folder = Folder.at(given)
     summary = results.evaluate(folder, truth, truth_format.value, stage.value, normalise=normalise)
     for name in ("mean_pr", "mean_f", "max_f"):

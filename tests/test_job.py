@@ -220,6 +220,9 @@ def test_ray_job_submit_with_token_authentication(photos, expected, tmp_path):
         refused = call(*submit, *job, env=other)
         assert refused.returncode != 0
         assert not output.exists()
+        relative = call(*submit, *job[:-3], "out", *job[-2:])
+        assert relative.returncode != 0
+        assert "saff: out is relative" in relative.stdout + relative.stderr
         call(*submit, "--no-wait", "--submission-id", "first", *job).check_returncode()
         wait_for(lambda: len(shards_of(output)) >= 2, process)
         call(ray_command, "job", "stop", "first").check_returncode()

@@ -662,3 +662,12 @@ def test_a_refusal_without_words_is_named_by_its_kind():
 def test_run_json_can_be_read_by_anything(tmp_path):
     claim(Folder.at(str(tmp_path)), RUN)
     assert json.loads((tmp_path / "run.json").read_text()) == RUN
+
+
+def test_an_output_inside_the_images_folder_is_not_taken_for_images(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"an image")
+    output = Folder.at(str(tmp_path / "out"))
+    assert extend_manifest(output, list_images(str(tmp_path))) == 1
+    output.write("report/index.html", b"a page")
+    (tmp_path / "output.png").write_bytes(b"another image")
+    assert [r["image_id"] for r in new_rows(output, list_images(str(tmp_path)))] == ["output.png"]
