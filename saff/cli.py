@@ -79,7 +79,7 @@ def read_config(name: str) -> Config:
 
 def refuse_relative(name: str) -> None:
     """Refuse a relative path in a submitted job: it lies in a copy that Ray deletes."""
-    submitted = "RAY_JOB_CONFIG_JSON" in os.environ  # Ray's own mark on a submitted driver
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's own mark on a submitted driver
     if submitted and "://" not in name and not os.path.isabs(name):
         raise SettingsError(
             f"{name} is relative, and a submitted job runs in a copy that is deleted; give an "

@@ -49,6 +49,8 @@ PSEUDO_LABELS = pa.schema(
     ]
 )
 
+STAGES = ("pseudo_labels/", "predictions/", "network/", "evaluation/", "report/")
+OWN = ("run.json", "manifest/", *STAGES)  # what a run writes into its output
 ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
 PARTS_WANTED = 256  # enough to keep many workers busy to the end
@@ -428,8 +430,9 @@ def part_name(number: int) -> str:
 def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
     """Those of some manifest rows whose images an output does not know yet; ids must be unique.
 
-    Files of the output itself are no images, where it lies inside their folder.
+    What a run writes is no image, where its output lies inside their folder.
     """
+    own = tuple(f"{output.uri}/{name}" for name in OWN)
     folder = output / "manifest"
     known = {i for n in folder.names(".parquet") for i in read_column(folder, n, "image_id")}
     seen: set[str] = set()
@@ -437,7 +440,7 @@ def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
         if row["image_id"] in seen:
             raise SettingsError(f"image_id {row['image_id']!r} comes twice; ids must be unique")
         seen.add(row["image_id"])
-        if row["image_id"] not in known and not row["uri"].startswith(f"{output.uri}/"):
+        if row["image_id"] not in known and not row["uri"].startswith(own):
             yield row
 
 

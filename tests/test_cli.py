@@ -10,6 +10,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from typer.testing import CliRunner
 
 import saff
@@ -194,6 +195,25 @@ def test_settings_that_cannot_work(call, corpus, tmp_path, monkeypatch, content,
     text = refusal(call("label", corpus, "--output", tmp_path / "out", "--config", "fast"))
     assert text.startswith(said)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["label", "photos", "--output", "/out"],
+        ["label", "--images", "s3://b/photos", "--output", "out"],
+        ["label", "--manifest", "m.csv", "--output", "/out"],
+        ["evaluate", "out", "--truth", "/truth"],
+        ["evaluate", "/out", "--truth", "truth"],
+    ],
+)
+def test_a_submitted_job_refuses_relative_paths(call, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")
+    assert " is relative, and a submitted job runs in a copy that is deleted; " in refusal(
+        call(*words)
+    )
+    assert os.listdir(tmp_path) == []
 
 
 # What label says and does without Ray

@@ -196,7 +196,7 @@ def test_ray_job_submit_with_token_authentication(photos, expected, tmp_path):
     images = list(list_images(str(photos))) * 8  # stopping a job takes seconds: enough to be in
     rows = [(f"{n}.png", image["image_id"], image["uri"]) for n, image in enumerate(images)]
     manifest.write_text("image_id,uri\n" + "".join(f"{i},{u}\n" for i, _, u in rows))
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "a-token-of-32-characters-for-tests",
@@ -206,7 +206,8 @@ def test_ray_job_submit_with_token_authentication(photos, expected, tmp_path):
     environment.pop("RAY_ADDRESS", None)
     ray_command = str(Path(sys.executable).parent / "ray")
     head = [ray_command, "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
-    head += [f"--dashboard-port={dashboard}", "--min-worker-port=0", "--max-worker-port=0"]
+    head += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    head += ["--min-worker-port=0", "--max-worker-port=0"]
     submit = [ray_command, "job", "submit", "--working-dir", str(ROOT)]
     job = ["--", sys.executable, "jobs/pseudo_labels.py", "--manifest", str(manifest)]
     job += ["--output", str(output), "--config", str(settings)]
@@ -220,6 +221,7 @@ def test_ray_job_submit_with_token_authentication(photos, expected, tmp_path):
         refused = call(*submit, *job, env=other)
         assert refused.returncode != 0
         assert not output.exists()
+        wait_for(lambda: call(*submit, "--", "true").returncode == 0, process)  # agent is up
         relative = call(*submit, *job[:-3], "out", *job[-2:])
         assert relative.returncode != 0
         assert "saff: out is relative" in relative.stdout + relative.stderr

@@ -109,7 +109,8 @@ def test_a_folder_is_itself_even_where_its_name_is_a_pattern(tmp_path):
 
 
 def test_a_glob_counts_from_the_folder_before_its_first_wildcard(tmp_path):
-    fill(tmp_path, ["p/a.jpg", "p/b/c.jpg", "p/b/d.png", "p/e.jpg/f.jpg", "p/.g.jpg", "q/h.jpg"])
+    fill(tmp_path, ["p/a.jpg", "p/b/c.jpg", "p/b/d.png", "p/e.jpg/f.jpg", "q/h.jpg"])
+    fill(tmp_path, ["p/.g.jpg", "p/b/.g.jpg", "p/.thumbs/g.jpg"])
     assert ids(tmp_path / "p" / "*.jpg") == ["a.jpg"]  # e.jpg is a folder
     assert ids(tmp_path / "p" / "**" / "*.jpg") == ["a.jpg", "b/c.jpg", "e.jpg/f.jpg"]
     assert ids(tmp_path / "p" / "b" / "?.[jp][pn]g") == ["c.jpg", "d.png"]
@@ -260,9 +261,9 @@ def test_a_folder_of_parquet_files_is_one_manifest(tmp_path):
 @pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "with a byte order mark"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"], ids=["lf", "crlf"])
 def test_a_csv_manifest(tmp_path, start, ending):
-    text = start + csv_text([("1", "a.jpg", "/x/a.jpg"), ("2", '"b, ""c"".jpg"', "s3://b/ü c")])
-    text = text.replace("image_id,uri", "n,image_id,uri").replace("\n", ending)
-    (tmp_path / "m.CSV").write_bytes(text.encode())
+    rows = [("a.jpg", "1", "/x/a.jpg"), ('"b, ""c"".jpg"', "2", "s3://b/ü c")]
+    text = start + csv_text(rows, ("image_id", "n", "uri"))
+    (tmp_path / "m.CSV").write_bytes(text.replace("\n", ending).encode())
     assert list(read_manifest(str(tmp_path / "m.CSV"))) == [
         {"image_id": "a.jpg", "uri": "/x/a.jpg"},
         {"image_id": 'b, "c".jpg', "uri": "s3://b/ü c"},
@@ -668,6 +669,16 @@ def test_an_output_inside_the_images_folder_is_not_taken_for_images(tmp_path):
     (tmp_path / "a.png").write_bytes(b"an image")
     output = Folder.at(str(tmp_path / "out"))
     assert extend_manifest(output, list_images(str(tmp_path))) == 1
-    output.write("report/index.html", b"a page")
+    for name in ("run.json", "report/index.html", "pseudo_labels/part-0000000.parquet"):
+        output.write(name, b"written by a run")
     (tmp_path / "output.png").write_bytes(b"another image")
     assert [r["image_id"] for r in new_rows(output, list_images(str(tmp_path)))] == ["output.png"]
+
+
+@pytest.mark.parametrize("images", ["out", "out/photos"])
+def test_images_inside_the_output_are_images(tmp_path, images):
+    output = Folder.at(str(tmp_path / "out"))
+    output.write("run.json", b"{}")
+    fill(tmp_path / images, ["a.png", "b/c.png"])
+    for added in (2, 0):
+        assert extend_manifest(output, list_images(str(tmp_path / images))) == added

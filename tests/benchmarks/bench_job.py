@@ -22,16 +22,20 @@ from skimage import data
 from saff import config
 from saff.cluster import LabelPart, label_row, map_parts, start_ray
 from saff.images import encode_png
+from saff.labeling import shrink
 from saff.storage import Folder, extend_manifest, list_images
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
-CHEAP = dataclasses.replace(config.default(), encoder_side=64, superpixel_count=60)
+CHEAP = dataclasses.replace(config.default(), encoder_side=64, superpixel_count=40)
 
 
-def photographs(folder):
+def photographs(folder, side=None):
+    """Write the photographs into a folder, whole or shrunk so that the machinery shows."""
+    folder.mkdir()
     for name in NAMES:
-        (folder / f"{name}.png").write_bytes(encode_png(getattr(data, name)()))
-    return folder
+        image = getattr(data, name)()
+        (folder / f"{name}.png").write_bytes(encode_png(shrink(image, side) if side else image))
+    return list(list_images(str(folder)))
 
 
 def repeated(rows, count):
@@ -96,8 +100,10 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        images = args.images or photographs(Path(tempfile.mkdtemp(dir=work)))
-        rows = repeated(list(list_images(str(images))), args.rows)
+        sources = (
+            list(list_images(str(args.images))) if args.images else photographs(work / "photos")
+        )
+        rows = repeated(sources, args.rows)
         pairs = []
         for turn in range(args.repeats):
             job = job_rate(rows, config.default(), work / f"run{turn}")
@@ -111,7 +117,7 @@ def main():
         }
         if args.memory_rows:
             samples = []
-            many = repeated(rows, args.memory_rows)
+            many = repeated(photographs(work / "small", 96), args.memory_rows)
             rate = job_rate(many, CHEAP, work / "memory", samples)
             step = max(1, len(samples) // 20)
             result["memory"] = {
