@@ -1,0 +1,326 @@
+"""Everything that touches storage, against a real S3 server."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from saff import cli
+from saff.cluster import LabelPart, describe_run, label_row, plan
+from saff.errors import SettingsError
+from saff.images import decode_png, encode_png
+from saff.results import evaluate, export, write_report
+from saff.storage import (
+    MANIFEST,
+    Folder,
+    claim,
+    extend_manifest,
+    list_images,
+    read_bytes,
+    read_manifest,
+    read_rows,
+    read_run,
+    write_rows,
+)
+
+pytestmark = pytest.mark.s3
+
+NAMES = [
+    "a b.jpg",
+    "#1.jpg",
+    "50%.jpg",
+    "%41.jpg",
+    "[x]/y.jpg",
+    "été/写真 🐈.jpg",
+    "q?.jpg",
+    "star*.jpg",
+    "back\\slash.jpg",
+    "c:d&e=f;g+h.jpg",
+    "quote'\".jpg",
+    "deep/er/no extension",
+]
+
+
+@pytest.fixture
+def put(s3_other):
+    """Write an object as somebody else would: ``put(uri, content)``."""
+    return s3_other.pipe_file
+
+
+def rows_of(output):
+    stage = output / "pseudo_labels"
+    rows = [row for name in stage.names(".parquet") for row in read_rows(stage, name)]
+    return {row["image_id"]: {k: v for k, v in row.items() if k != "uri"} for row in rows}
+
+
+@pytest.fixture
+def photos(bucket, corpus, put):
+    """The corpus in a bucket."""
+    for path in corpus.rglob("*"):
+        if path.is_file():
+            put(f"{bucket}/photos/{path.relative_to(corpus)}", path.read_bytes())
+    return f"{bucket}/photos"
+
+
+@pytest.fixture
+def in_bucket(photos, bucket, label_folder):
+    """A finished run whose images and output are both in a bucket."""
+    return label_folder(photos, f"{bucket}/runs/first")
+
+
+# Listings
+
+
+def test_any_name_is_kept_and_leads_to_its_object(bucket, put):
+    for name in [*NAMES, ".hidden.jpg", "deep/.thumbs/x.jpg"]:
+        put(f"{bucket}/p/{name}", name.encode())
+    for source in (f"{bucket}/p", f"{bucket}/p/"):
+        rows = list(list_images(source))
+        assert [row["image_id"] for row in rows] == sorted(NAMES)
+        assert [row["uri"] for row in rows] == [f"{bucket}/p/{name}" for name in sorted(NAMES)]
+    assert [read_bytes(row["uri"]).decode() for row in rows] == sorted(NAMES)
+    whole = [row["image_id"] for row in list_images(bucket)]
+    assert whole == [f"p/{name}" for name in sorted(NAMES)]
+
+
+def test_globs_and_single_objects(bucket, put):
+    for name in ("a.jpg", "b/c.jpg", "b/d.png", "e.jpg/f.jpg", "[x].jpg"):
+        put(f"{bucket}/p/{name}", b"x")
+    found = {
+        "p/*.jpg": ["[x].jpg", "a.jpg"],  # e.jpg is a prefix
+        "p/**/*.jpg": ["[x].jpg", "a.jpg", "b/c.jpg", "e.jpg/f.jpg"],
+        "p/b/?.png": ["d.png"],
+        "p/[x].jpg": ["[x].jpg"],
+    }
+    for pattern, names in found.items():
+        assert [row["image_id"] for row in list_images(f"{bucket}/{pattern}")] == names, pattern
+
+
+def test_what_is_not_there_is_one_clear_line(bucket):
+    for source in (f"{bucket}/nothing", f"{bucket}/nothing/*.jpg", "s3://no-such-bucket-of-ours/p"):
+        with pytest.raises(SettingsError, match=r"no images (at|in) s3://") as caught:
+            list_images(source)
+        assert source in str(caught.value)
+    with pytest.raises(SettingsError, match="no manifest at s3://"):
+        read_manifest(f"{bucket}/m.parquet")
+
+
+def test_what_others_write_is_seen_at_once(bucket, put):
+    put(f"{bucket}/p/a.jpg", b"old")
+    folder = Folder.at(f"{bucket}/p")
+
+    def seen():
+        return [row["image_id"] for row in list_images(f"{bucket}/p")], folder.names(".jpg")
+
+    assert seen() == (["a.jpg"], ["a.jpg"])
+    with pytest.raises(SettingsError, match="no images at"):
+        list_images(f"{bucket}/p/sub")
+    assert not folder.exists("b.jpg")
+    put(f"{bucket}/p/a.jpg", b"new and longer")
+    put(f"{bucket}/p/b.jpg", b"b")
+    put(f"{bucket}/p/sub/c.jpg", b"c")
+    assert seen() == (["a.jpg", "b.jpg", "sub/c.jpg"], ["a.jpg", "b.jpg"])
+    assert [row["image_id"] for row in list_images(f"{bucket}/p/sub")] == ["c.jpg"]
+    assert folder.exists("b.jpg")
+    assert read_bytes(f"{bucket}/p/a.jpg") == folder.read("a.jpg") == b"new and longer"
+
+
+def test_no_listing_of_the_images_stays_in_memory(bucket, put):
+    put(f"{bucket}/p/a.jpg", b"x")
+    rows = list_images(f"{bucket}/p")
+    assert not fsspec.filesystem("s3").dircache
+    assert len(list(rows)) == 1
+
+
+def test_manifests_in_a_bucket(bucket, put):
+    rows = [{"image_id": "ü 1.jpg", "uri": "../photos/ü 1.jpg"}]
+    rows += [{"image_id": "2.jpg", "uri": "s3://elsewhere/2.jpg"}]
+    expected = [rows[0] | {"uri": f"{bucket}/photos/ü 1.jpg"}, rows[1]]
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    put(f"{bucket}/lists/m.parquet", table.getvalue())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["image_id", "uri"])
+    writer.writeheader()
+    writer.writerows(rows)
+    put(f"{bucket}/other/m.csv", text.getvalue().encode())
+    for source in ("lists/m.parquet", "lists", "lists/", "other/m.csv"):
+        assert list(read_manifest(f"{bucket}/{source}")) == expected, source
+
+
+# Writing
+
+
+def test_an_object_appears_whole_or_not_at_all(bucket):
+    folder = Folder.at(f"{bucket}/run")
+    folder.write("old", b"old")
+
+    def rows():
+        yield {"image_id": "a", "uri": "a"}
+        assert folder.names("") == ["old"]
+        raise ConnectionError("reset by peer")
+
+    for name in ("old", "new"):
+        with pytest.raises(ConnectionError):
+            write_rows(folder, name, rows(), MANIFEST)
+    assert folder.names("") == ["old"]
+    assert folder.read("old") == b"old"
+    folder.write("old", b"newer")
+    assert folder.read("old") == b"newer"
+
+
+def test_a_run_in_a_bucket_gives_the_rows_of_a_local_one(in_bucket, finished, photos):
+    assert rows_of(in_bucket) == rows_of(finished)
+    stage = in_bucket / "pseudo_labels"
+    uris = [r["uri"] for name in stage.names(".parquet") for r in read_rows(stage, name, ["uri"])]
+    assert uris == [row["uri"] for row in list_images(photos)]
+    assert in_bucket.uri.endswith("/runs/first")
+    done = plan(in_bucket)
+    assert (done.images, done.done, done.failed, done.left) == (7, 7, 3, 0)
+
+
+def test_a_run_is_resumed_and_retried(in_bucket, photos, small, corpus, put):
+    first = rows_of(in_bucket)
+    names = (in_bucket / "pseudo_labels").names(".parquet")
+    in_bucket.fs.rm_file(f"{in_bucket.path}/pseudo_labels/{names[0]}")
+    assert plan(in_bucket).parts == names[:1]
+    LabelPart(in_bucket, small)({"part": names[0]})
+    assert rows_of(in_bucket) == first
+
+    put(f"{photos}/page.jpg", (corpus / "rocket ü.png").read_bytes())
+    put(f"{photos}/new.jpg", (corpus / "rocket ü.png").read_bytes())
+    assert extend_manifest(in_bucket, list_images(photos)) == 1
+    todo = plan(in_bucket, retry_failed=True)
+    assert todo.left == 4
+    for name in todo.parts:
+        LabelPart(in_bucket, small)({"part": name})
+    rows = rows_of(in_bucket)
+    assert {i for i, r in rows.items() if r["error"]} == {"empty.jpg", "nested/text.png"}
+    for name in ("page.jpg", "new.jpg"):
+        assert rows[name]["confidence"] == rows["rocket ü.png"]["confidence"]
+
+
+def test_a_run_in_a_bucket_belongs_to_its_settings(in_bucket, photos, small):
+    run = describe_run(photos, small)
+    assert read_run(in_bucket)["digest"] == run["digest"]
+    claim(in_bucket, read_run(in_bucket))
+    with pytest.raises(SettingsError, match=f"source is '{photos}' there and '/x' here"):
+        claim(in_bucket, run | {"source": "/x"})
+
+
+def test_a_missing_object_is_a_row(bucket, small):
+    row = label_row("a.jpg", f"{bucket}/p/a.jpg", small)
+    assert (row["error_kind"], row["sha256"]) == ("not_found", None)
+
+
+# Results
+
+
+def test_results_are_taken_out_of_a_bucket(in_bucket, bucket, tmp_path, photographs, put):
+    for what in ("mask", "overlay"):
+        assert export(in_bucket, tmp_path / what, what) == (4, 3)
+    with PIL.Image.open(tmp_path / "overlay" / "nested" / "coffee ü.png") as drawn:
+        assert np.asarray(drawn).shape == photographs["coffee"].shape
+    for path in (tmp_path / "mask").rglob("*.png"):
+        put(f"{bucket}/truth/{path.relative_to(tmp_path / 'mask')}", path.read_bytes())
+    summary = evaluate(in_bucket, f"{bucket}/truth", "binary", "pseudo_labels")
+    assert (summary["images"], summary["iou"], summary["without_truth"]) == (4, 1.0, 0)
+    folder = in_bucket / "evaluation" / "pseudo_labels"
+    assert folder.names("") == ["curve.csv", "curve.svg", "metrics.json"]
+    assert json.loads(folder.read("metrics.json")) == summary
+    assert write_report(in_bucket) == f"{in_bucket.uri}/report/index.html"
+    page = (in_bucket / "report").read("index.html").decode()
+    assert page.count('<figure class="original">') == 4
+
+
+def test_an_image_that_was_replaced_has_no_overlay(in_bucket, photos, tmp_path, put):
+    stage = in_bucket / "pseudo_labels"
+    confidence = {
+        row["image_id"]: row["confidence"]
+        for name in stage.names(".parquet")
+        for row in read_rows(stage, name)
+    }["chelsea ü.png"]
+    put(f"{photos}/chelsea ü.png", encode_png(decode_png(confidence)))
+    assert export(in_bucket, tmp_path, "overlay") == (3, 4)
+
+
+# Refusals
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def saff_command(*words):
+        monkeypatch.setattr(sys, "argv", ["saff", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return saff_command
+
+
+def each_command(bucket, tmp_path):
+    """Commands whose storage refuses, and what each of them cannot reach."""
+    here = tmp_path / "photos"
+    here.mkdir()
+    (here / "a.jpg").touch()
+    (tmp_path / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    settings = ["--config", tmp_path / "small.json"]
+    photos, output = f"{bucket}/photos", f"{bucket}/run"
+    yield photos, ["label", photos, "--output", tmp_path / "out"]
+    yield photos, ["label", "--manifest", photos, "--output", tmp_path / "out"]
+    yield output, ["label", here, "--output", output, *settings]
+    yield output, ["label", here, "--output", output, "--dry-run", *settings]
+    yield output, ["export", output, "--to", tmp_path / "to"]
+    yield output, ["report", output]
+    yield output, ["evaluate", output, "--truth", here]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "; check the credentials"),
+        ({"AWS_ACCESS_KEY_ID": "nobody-we-know"}, "; check the credentials"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, ": Could not connect to the endpoint URL"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, ": Unable to locate credentials"),
+    ],
+    ids=["wrong secret", "unknown key", "no server", "no credentials"],
+)
+def test_a_storage_that_refuses_is_one_clear_line(
+    bucket, photos, s3_user, small, call, tmp_path, settings, said
+):
+    s3_user(**settings)
+    for uri, words in each_command(bucket, tmp_path):
+        code, out, err = call(*words)
+        assert (code, out) == (2, ""), words
+        line = err.splitlines()[-1]
+        assert line.startswith(f"saff: no access to {uri}: "), words
+        assert said in line
+        assert "Traceback" not in err
+    with pytest.raises(Exception, match=r".") as raised:  # in a task: an exception, not a row
+        label_row("a.jpg", f"{photos}/chelsea ü.png", small)
+    assert not isinstance(raised.value, SettingsError)
+
+
+def test_a_bucket_that_is_not_there_cannot_be_written_to(s3_user, call, corpus, tmp_path):
+    (tmp_path / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    words = ["label", corpus, "--config", tmp_path / "small.json", "--output"]
+    code, _, err = call(*words, "s3://no-such-bucket-of-ours/run")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("saff: no access to s3://no-such-bucket-of-ours/run: ")
+
+
+def test_a_dry_run_over_a_bucket(photos, bucket, call, tmp_path):
+    (tmp_path / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    words = ["label", photos, "--config", tmp_path / "small.json", "--dry-run", "--output"]
+    said = f"7 images: 0 labelled, 0 failed, 7 to do, into {bucket}/run\n"
+    assert call(*words, f"{bucket}/run") == (0, said, "")
+    assert Folder.at(f"{bucket}/run").names("") == []
+    assert not Path("s3:").exists()
