@@ -4,6 +4,7 @@ import json
 import os
 import random
 import socket
+import struct
 
 import fsspec
 import numpy as np
@@ -371,9 +372,11 @@ def only_settings_errors(path, content):
         assert str(path) in text
 
 
-@given(st.binary(max_size=200), st.sampled_from(["m.parquet", "m.csv"]))
+@given(st.binary(max_size=200), st.booleans(), st.sampled_from(["m.parquet", "m.csv"]))
 @settings(deadline=None)
-def test_no_bytes_break_the_reader(tmp_path_factory, content, name):
+def test_no_bytes_break_the_reader(tmp_path_factory, content, framed, name):
+    if framed:  # what a Parquet file begins and ends with, its footer's length included
+        content = b"PAR1" + content + struct.pack("<I", len(content)) + b"PAR1"
     only_settings_errors(tmp_path_factory.getbasetemp() / name, content)
 
 
@@ -589,6 +592,7 @@ def test_an_output_belongs_to_the_run_that_claimed_it(folder):
     [
         ({"config": RUN["config"] | {"count": 200}}, "config.count is 300 there and 200 here"),
         ({"config": {"count": 300}}, "config.saliency is 'rbd' there and None here"),
+        ({"config": RUN["config"] | {"new": 1}}, "config.new is None there and 1 here"),
         ({"weights": {"encoder": "1e"}}, "weights.encoder is '0f' there and '1e' here"),
         ({"saff": "0.2.0"}, "saff is '0.1.0' there and '0.2.0' here"),
         ({"source": "/p"}, "source is '/photos' there and '/p' here"),

@@ -1,6 +1,6 @@
 """Rate of the job against two plain processes, and memory over its length; prints JSON.
 
-    python tests/benchmarks/bench_job.py [--rows 400] [--images FOLDER] [--memory-rows 10000]
+    python tests/benchmarks/bench_job.py [--rows 200] [--images FOLDER] [--memory-rows 10000]
 
 Both label the same rows; start-up is left out on both sides (the clock starts when the first shard
 or image is done).  Memory is the resident size of the driver and of the largest worker.
@@ -93,7 +93,7 @@ def resident():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--images", type=Path, help="folder; skimage's photographs without it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory-rows", type=int, default=0)
