@@ -12,7 +12,15 @@ import typer
 from saff import __version__, config as settings, results
 from saff.config import Config
 from saff.errors import SettingsError
-from saff.storage import Folder, list_images, locate, reaching, read_bytes, read_manifest
+from saff.storage import (
+    Folder,
+    list_images,
+    locate,
+    reaching,
+    read_bytes,
+    read_manifest,
+    read_run,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,6 +140,36 @@ def label(
     typer.echo(f"done: {done}", err=True)
     if done.failed:
         typer.echo(f"why images failed: saff report {output}", err=True)
+
+
+@app.command()
+def train(
+    output: Annotated[str, typer.Option(help="Output of a run whose images are labelled.")],
+    config: ConfigOption = "default",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share each batch.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs, one a worker; default: all there are.")
+    ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
+    ] = False,
+) -> None:
+    """Train a segmentation network on the pseudo labels of a run.
+
+    Continues from the last checkpoint when it is run again. Only the section
+    [bold]training[/] of the configuration counts.
+    """
+    refuse_relative(output)
+    chosen = read_config(config).training
+    folder = Folder.at(output)
+    read_run(folder)
+    from saff.cluster.training import train_network
+
+    results = train_network(folder, chosen, workers=workers, gpus=gpus, restart=restart)
+    typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
 
 
 @app.command()

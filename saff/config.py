@@ -5,12 +5,105 @@ import hashlib
 import json
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from saff.errors import SettingsError
 
 MOST_SUPERPIXELS = 4096  # similarities are (R, R): 128 MiB each at this number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """How a network learns from labels."""
+
+    network: str = "efficientnet_lite0"
+    """A name that ``saff.network.load`` knows, or ``package.module:factory``."""
+    network_weights: str | None = None
+    """File or URI of the trunk's weights; none: the published ones."""
+    side: int = 416
+    """Longer images are shrunk to this many pixels before anything else."""
+    scale: tuple[float, float] = (0.6, 1.3)
+    """Each sample is scaled by a factor between these, as likely small as large (log-uniform)."""
+    crop: int = 256
+    """Side of the square that the network sees, in pixels."""
+    batch: int = 8
+    """Samples a step, over all workers."""
+    accumulation: int = 1
+    """Parts that a worker's share of a batch is computed in, one after the other; saves memory."""
+    steps: int = 500
+    """Steps of the optimiser."""
+    labels: Literal["hard", "soft"] = "soft"
+    """Targets: the confidence binarised at 0.5 (published), or the confidence itself."""
+    doubt: float = 0.0
+    """Pixels with a confidence nearer to 0.5 than this are ignored; in [0, 0.5]."""
+
+    optimiser: Literal["sgd", "adamw"] = "adamw"
+    """SGD with momentum (published), or AdamW, which needs fewer steps."""
+    rate: float = 1e-4
+    """Learning rate of the trunk's weights at the start."""
+    head_rate: float = 10.0
+    """Times ``rate`` for the layers that start from random numbers."""
+    bias_rate: float = 1.0
+    """Times the rate of the weights for biases, which never decay."""
+    power: float = 0.9
+    """Of the poly schedule: ``rate (1 - step / steps) ** power``."""
+    warmup: int = 30
+    """Steps in which the rate rises to its place."""
+    momentum: float = 0.9
+    """Of SGD; the first moment of AdamW."""
+    weight_decay: float = 0.01
+    """Of weights."""
+    average: float = 0.99
+    """Decay of the running average of the weights that becomes the result; 0: the last ones."""
+    bfloat16: bool = True
+    """Compute in bfloat16 on a GPU that has it."""
+
+    seed: int = 0
+    """Of the new layers, of the order of the images and of what is drawn for each."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Older ones are removed."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check_types(self, "training.")
+        whole = ("side", "crop", "batch", "accumulation", "steps", "checkpoint_every")
+        for name in (*whole, "keep_checkpoints"):
+            _at_least(self, "training.", name, 1)
+        for name in ("warmup", "seed", "head_rate", "bias_rate", "power", "weight_decay"):
+            _at_least(self, "training.", name, 0)
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise SettingsError(f"training.scale must be 0 < low <= high, got {list(self.scale)}")
+        if not 0 <= self.doubt <= 0.5:
+            raise SettingsError(f"training.doubt must be in [0, 0.5], got {self.doubt}")
+        if not self.rate > 0:
+            raise SettingsError(f"training.rate must be above 0, got {self.rate}")
+        for name in ("momentum", "average"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingsError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inference:
+    """How a trained network is asked."""
+
+    sides: tuple[int, ...] = (416,)
+    """Longer sides of the network's input in pixels; the answers are averaged."""
+    mirror: bool = False
+    """Ask for the mirrored image too."""
+    refinement: Literal["none", "superpixels", "guided"] = "none"
+    """Last step: nothing, the mean over superpixels, or a guided filter along the image's edges."""
+    max_pixels: int = 100_000_000
+    """Images whose header announces more pixels are refused before decoding."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check_types(self, "inference.")
+        if not self.sides or min(self.sides) < 1:
+            raise SettingsError(f"inference.sides must be at least 1, got {list(self.sides)}")
+        _at_least(self, "inference.", "max_pixels", 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,16 +155,16 @@ class Config:
     gamma: float = 1.6
     """Exponent of the stretched spread score: puts the best single threshold at 0.5."""
 
+    training: Training = field(default_factory=Training)
+    """How the network learns; does not decide what pseudo labels look like."""
+    inference: Inference = field(default_factory=Inference)
+    """How the network is asked."""
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work; whole numbers given for floats become floats."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _fits(value, field.type):
-                raise SettingsError(f"{field.name} must be {_kind(field.type)}, got {value!r}")
-            object.__setattr__(self, field.name, _settle(value, field.type))
+        _check_types(self)
         for name in ("encoder_side", "superpixel_count", "working_side", "max_pixels"):
-            if not getattr(self, name) >= 1:
-                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+            _at_least(self, "", name, 1)
         if self.superpixel_count > MOST_SUPERPIXELS:
             raise SettingsError(
                 f"superpixel_count must be at most {MOST_SUPERPIXELS}, got {self.superpixel_count}"
@@ -80,8 +173,7 @@ class Config:
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)!r}")
         for name in ("edge_scale", "prior_strength"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+            _at_least(self, "", name, 0)
         if not 0 <= self.background_below <= self.foreground_above <= 1:
             raise SettingsError(
                 "expected 0 <= background_below <= foreground_above <= 1, got "
@@ -91,6 +183,11 @@ class Config:
     def to_json(self) -> str:
         """Write as JSON, one field a line."""
         return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def labeling(self) -> dict[str, Any]:
+        """Give the settings that pseudo labels depend on, as JSON holds them."""
+        values = json.loads(self.to_json())
+        return {name: v for name, v in values.items() if name not in SECTIONS}
 
     def digest(self) -> str:
         """SHA-256 of the settings, in hexadecimal; equal for equal settings only."""
@@ -127,9 +224,27 @@ def paper() -> Config:
         prior_strength=0.0,
         spread=False,
         gamma=1.0,
+        training=Training(
+            network="vgg16",
+            side=512,
+            scale=(0.5, 1.5),
+            crop=321,
+            batch=10,
+            steps=20_000,
+            labels="hard",
+            optimiser="sgd",
+            rate=1e-3,
+            bias_rate=2.0,
+            warmup=0,
+            weight_decay=5e-4,
+            average=0.0,
+            checkpoint_every=1000,
+        ),
+        inference=Inference(sides=(384, 512, 640)),
     )
 
 
+SECTIONS = {"training": Training, "inference": Inference}
 NAMED = {"default": default, "paper": paper}
 
 
@@ -157,11 +272,33 @@ def from_json(text: str) -> Config:
         raise SettingsError(f"the configuration is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"the configuration must be a JSON object, got {type(values).__name__}")
-    known = sorted(field.name for field in dataclasses.fields(Config))
-    unknown = sorted(set(values) - set(known))
+    for name, section in SECTIONS.items():
+        if isinstance(values.get(name), dict):
+            values[name] = _make(section, values[name], f"{name}.")
+    config: Config = _make(Config, values)
+    return config
+
+
+def _make(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    known = sorted(entry.name for entry in dataclasses.fields(kind))
+    unknown = [prefix + name for name in sorted(set(values) - set(known))]
     if unknown:
         raise SettingsError(f"unknown settings {', '.join(unknown)}; known: {', '.join(known)}")
-    return Config(**values)
+    return kind(**values)
+
+
+def _check_types(settings: Any, prefix: str = "") -> None:
+    for entry in dataclasses.fields(settings):
+        name, value = entry.name, getattr(settings, entry.name)
+        if not _fits(value, entry.type):
+            raise SettingsError(f"{prefix}{name} must be {_kind(entry.type)}, got {value!r}")
+        object.__setattr__(settings, name, _settle(value, entry.type))
+
+
+def _at_least(settings: Any, prefix: str, name: str, least: int) -> None:
+    value = getattr(settings, name)
+    if not value >= least:
+        raise SettingsError(f"{prefix}{name} must be at least {least}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -170,8 +307,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return isinstance(value, str) and value in options
     if typing.get_origin(hint) is tuple:
-        right_length = isinstance(value, list | tuple) and len(value) == len(options)
-        return right_length and all(_fits(v, float) for v in value)
+        if not isinstance(value, list | tuple):
+            return False
+        right_length = options[-1] is Ellipsis or len(value) == len(options)
+        return right_length and all(_fits(v, options[0]) for v in value)
     if options:  # a union
         return any(_fits(value, option) for option in options)
     if hint in (int, float) and isinstance(value, bool):
@@ -186,7 +325,7 @@ def _settle(value: Any, hint: Any) -> Any:
     if hint is float:
         return float(value) + 0.0  # which makes -0.0 a 0.0
     if typing.get_origin(hint) is tuple:
-        return tuple(_settle(v, float) for v in value)
+        return tuple(_settle(v, typing.get_args(hint)[0]) for v in value)
     return value
 
 
@@ -196,8 +335,10 @@ def _kind(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(option) for option in options)
     if typing.get_origin(hint) is tuple:
-        return f"{len(options)} finite numbers"
+        whole = options[-1] is Ellipsis
+        return "a list of whole numbers" if whole else f"{len(options)} finite numbers"
     if options:  # a union
         return " or ".join(_kind(option) for option in options)
     kinds: dict[Any, str] = {bool: "true or false", float: "a finite number", str: "text"}
+    kinds |= {section: "an object of settings" for section in SECTIONS.values()}
     return (kinds | {int: "a whole number", type(None): "null"})[hint]

@@ -7,3 +7,7 @@ class SettingsError(ValueError):
 
 class WeightsError(SettingsError):
     """Trained weights that are missing, of another kind, or not what their checksum says."""
+
+
+class StorageError(SettingsError):
+    """A storage with no space left; what was written before stays, nothing is written half."""

@@ -11,22 +11,28 @@ LOG_SECONDS = 10.0  # between two lines of a log
 
 
 class Progress:
-    """Counts images as they are done; a context manager.
+    """Counts images, or other units, as they are done; a context manager.
 
     Parameters
     ----------
     what : str
         Name of the stage.
     total : int
-        Images to do.
+        Units to do.
     stream : file, optional
         Where to; standard error without it.
+    unit : str
+        What is counted.
     """
 
-    def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, what: str, total: int, stream: TextIO | None = None, unit: str = "images"
+    ) -> None:
         self.what = what
         self.total = total
-        self.done = self.failed = 0
+        self.unit = unit
+        self.done = self.failed = self.before = 0
+        self.note = ""
         self.stream = stream or sys.stderr
         self.start = self.logged = time.monotonic()
         console = Console(file=self.stream)
@@ -54,8 +60,17 @@ class Progress:
 
     def advance(self, done: int, failed: int) -> None:
         """Count ``done`` more images, ``failed`` of which hold an error."""
-        self.done += done
         self.failed += failed
+        self.reach(self.done + done, f"{self.failed} failed")
+
+    def resume(self, done: int) -> None:
+        """Begin at ``done`` units, which took no time."""
+        self.before = done
+        self.start = time.monotonic()
+
+    def reach(self, done: int, note: str) -> None:
+        """Say that ``done`` units are done, and a few words beside it."""
+        self.done, self.note = done, note
         if self.bar:
             self.bar.update(self.task, completed=self.done, line=self._line())
         elif time.monotonic() - self.logged >= LOG_SECONDS:
@@ -63,14 +78,14 @@ class Progress:
 
     def _line(self) -> str:
         seconds = max(time.monotonic() - self.start, 1e-3)
-        rate = self.done / seconds
+        rate = max(self.done - self.before, 0) / seconds
         left = max(self.total - self.done, 0) / rate if rate else 0.0
-        return f"{self.failed} failed, {rate:.1f} images/s, {duration(left)} left"
+        return f"{self.note}, {rate:.1f} {self.unit}/s, {duration(left)} left"
 
     def _log(self) -> None:
         self.logged = time.monotonic()
         print(
-            f"{self.what}: {self.done:,} of {self.total:,} images, {self._line()}",
+            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self._line()}",
             file=self.stream,
             flush=True,
         )

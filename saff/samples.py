@@ -1,0 +1,368 @@
+"""Training samples: which image comes when, its pixels from a bounded cache, a random crop of it.
+
+Everything drawn at random depends on the seed and on the sample's position in the run alone.  So
+the n-th batch is the same on one worker and on eight, and training continues after an interruption
+with the number of the step and nothing else.
+"""
+
+import hashlib
+import os
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from saff import images
+from saff.arrays import AnyArray
+from saff.config import Training
+from saff.errors import SettingsError
+from saff.storage import Folder, Row, count_rows, read_bytes, read_rows
+
+WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
+CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
+GREY = 127  # around an image that is smaller than the crop
+NEEDED = ["uri", "sha256", "height", "width", "confidence", "error_kind"]
+MOST_LOOKED_AT = 10_000  # labels among which one must have a foreground
+
+
+class Batch(NamedTuple):
+    """What one worker learns from in one step."""
+
+    image: NDArray[np.uint8]
+    """(N, C, C, 3), RGB."""
+    confidence: NDArray[np.uint8]
+    """(N, C, C), 0..255: the label before it is binarised."""
+    valid: NDArray[np.bool_]
+    """(N, C, C), False outside of the image."""
+    keys: list[int]
+    """(N,), one number for each sample of a run: seeds what else is drawn for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Labels to learn from: shards of a stage, and how many usable rows each holds.
+
+    Attributes
+    ----------
+    labels : Folder
+        Shards with ``uri``, ``sha256`` and ``confidence``.
+    parts : tuple of str
+        Names of the shards.
+    counts : tuple of int
+        Usable rows of each.
+    """
+
+    labels: Folder
+    parts: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Images to learn from."""
+        return sum(self.counts)
+
+
+def open_corpus(labels: Folder) -> Corpus:
+    """Count what there is to learn from.
+
+    Raises
+    ------
+    SettingsError
+        If there are no labels, all rows have failed, or no label has a foreground.
+    """
+    names = labels.names(".parquet")
+    if not names:
+        raise SettingsError(f"no labels at {labels.uri}: run saff label first")
+    with ThreadPoolExecutor(16) as pool:
+        counted = list(pool.map(partial(count_rows, labels), names))
+    usable = [(n, rows - failed) for n, (rows, failed) in zip(names, counted, strict=True)]
+    kept = [(n, count) for n, count in usable if count]
+    if not kept:
+        raise SettingsError(
+            f"all {sum(rows for rows, _ in counted)} images of {labels.uri} have failed, none can "
+            "be learnt from; saff report says why"
+        )
+    corpus = Corpus(labels, *zip(*kept, strict=True))
+    if not _any_foreground(corpus):
+        raise SettingsError(
+            f"no label in {labels.uri} has a foreground, so there is nothing to learn; look at "
+            "them with saff report"
+        )
+    return corpus
+
+
+def _any_foreground(corpus: Corpus) -> bool:
+    looked = 0
+    for part in corpus.parts:
+        for row in read_rows(corpus.labels, part, ["pseudo_label", "height", "width"]):
+            if row["pseudo_label"] is not None:
+                label = images.decode_png(row["pseudo_label"], max_pixels=_pixels(row))
+                looked += 1
+                if label.any():
+                    return True
+            if looked >= MOST_LOOKED_AT:
+                return False
+    return False
+
+
+def _pixels(row: Row) -> int:
+    pixels: int = row["height"] * row["width"]
+    return pixels
+
+
+# Which image comes when
+
+
+def draw(corpus: Corpus, seed: int, position: int) -> tuple[str, int]:
+    """Part and row of the image at a position of the run.
+
+    Every image comes once an epoch.  Parts are shuffled; images are shuffled within windows of
+    parts, so that a corpus of any size is read part after part.
+    """
+    epoch, rest = divmod(position, len(corpus))
+    for number, (parts, size) in enumerate(_windows(corpus, seed, epoch)):
+        if rest < size:
+            order = _window_order(corpus, seed, epoch, number, parts)
+            part, row = order[rest]
+            return corpus.parts[part], int(row)
+        rest -= size
+    raise AssertionError("a position lies within its epoch")
+
+
+@lru_cache(maxsize=2)
+def _windows(corpus: Corpus, seed: int, epoch: int) -> list[tuple[tuple[int, ...], int]]:
+    """Parts of each window, in order, and the number of their images."""
+    windows = []
+    parts: list[int] = []
+    size = 0
+    for part in np.random.default_rng([seed, epoch]).permutation(len(corpus.parts)).tolist():
+        parts.append(part)
+        size += corpus.counts[part]
+        if size >= WINDOW:
+            windows.append((tuple(parts), size))
+            parts, size = [], 0
+    return [*windows, (tuple(parts), size)] if parts else windows
+
+
+@lru_cache(maxsize=4)
+def _window_order(
+    corpus: Corpus, seed: int, epoch: int, window: int, parts: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """(size, 2): part and row of each image of a window, shuffled."""
+    pairs = [np.stack([np.full(n, p), np.arange(n)], 1) for p in parts for n in [corpus.counts[p]]]
+    rng = np.random.default_rng([seed, epoch, 1 + window])
+    return rng.permutation(np.concatenate(pairs), axis=0)
+
+
+# Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Decoded and shrunk images with their labels, on this node's disk; the oldest parts go first.
+
+    Attributes
+    ----------
+    labels : Folder
+        Shards to read from.
+    side : int
+        Longer images are shrunk to this many pixels.
+    folder : Path
+        Where; shared by the processes of a node, of this run alone.
+    limit : int
+        Bytes.
+    """
+
+    labels: Folder
+    side: int
+    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "saff-cache")
+    limit: int = CACHE_BYTES
+
+    def read(self, part: str, rows: Sequence[int]) -> list[AnyArray]:
+        """Images of a part: uint8 (H, W, 4), RGB and confidence; (0, 0, 4) if a file has changed.
+
+        Parameters
+        ----------
+        part : str
+            Name of the shard.
+        rows : sequence of int
+            Numbers among the usable rows of the part.
+        """
+        path = self.folder / self._name(part)
+        while True:
+            try:
+                with np.load(path, allow_pickle=False) as arrays:
+                    return [arrays[str(row)] for row in rows]
+            except FileNotFoundError:  # not there yet, or just removed to make room
+                self._fill(part, path)
+
+    def _name(self, part: str) -> str:
+        version = self.labels.fs.checksum(f"{self.labels.path}/{part}")  # another after a retry
+        text = f"{self.labels.uri} {part} {version} {self.side}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz"
+
+    def _fill(self, part: str, path: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+        try:
+            with zipfile.ZipFile(draft, "w") as archive:
+                usable = (
+                    row for row in read_rows(self.labels, part, NEEDED) if row["error_kind"] is None
+                )
+                for number, row in enumerate(usable):
+                    with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, load(row, self.side), allow_pickle=False)
+            self._make_room(draft.stat().st_size)
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        files = [(f.stat(), f) for f in self.folder.glob("*.npz")]
+        total = size + sum(stat.st_size for stat, _ in files)
+        for stat, oldest in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
+            if total <= self.limit:
+                break
+            oldest.unlink(missing_ok=True)
+            total -= stat.st_size
+
+
+def load(row: Row, side: int) -> AnyArray:
+    """Read the image of a labelled row and shrink it with its confidence.
+
+    Parameters
+    ----------
+    row : dict
+        Columns ``uri``, ``sha256``, ``height``, ``width``, ``confidence``.
+    side : int
+        Longer images are shrunk to this many pixels.
+
+    Returns
+    -------
+    pixels : uint8 array of shape (H, W, 4)
+        RGB and confidence; (0, 0, 4) if the file is gone or not the one that was labelled.
+    """
+    try:
+        data = read_bytes(row["uri"])
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        data = b""
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        return np.zeros((0, 0, 4), np.uint8)
+    image = images.decode(data, max_pixels=_pixels(row))
+    confidence = images.decode_png(row["confidence"], max_pixels=_pixels(row))
+    height, width = confidence.shape
+    factor = min(1.0, side / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    pixels = np.dstack([image, confidence])
+    shrunk = pixels if factor == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk, np.uint8)
+
+
+def crop(
+    pixels: AnyArray, rng: np.random.Generator, training: Training
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+    """Scale, crop and mirror at random.
+
+    Parameters
+    ----------
+    pixels : uint8 array of shape (H, W, 4)
+        RGB and confidence.
+    rng : numpy.random.Generator
+        Four numbers are drawn.
+    training : Training
+        Says how.
+
+    Returns
+    -------
+    image, confidence, valid : uint8 (C, C, 3), uint8 (C, C), bool (C, C)
+        A crop within the image; where the scaled image is smaller than the crop, it lies at random
+        within it, and what is around is grey and not valid.
+    """
+    low, high = np.log(training.scale)
+    scale = np.exp(low + (high - low) * rng.random())
+    across, down, mirror = rng.random(3)
+    side = training.crop
+    height, width = pixels.shape[:2]
+    if not pixels.size:
+        nothing = np.zeros((side, side), np.uint8)
+        return np.full((side, side, 3), GREY, np.uint8), nothing, nothing.astype(bool)
+    left, top = across * (width - side / scale), down * (height - side / scale)
+    sign = -1 if mirror < 0.5 else 1
+    start = side - 1 + scale * left if sign < 0 else -scale * left
+    affine = np.array([[sign * scale, 0, start], [0, scale, -scale * top]], np.float64)
+    border = (GREY, GREY, GREY, 0)
+    warped = cv2.warpAffine(pixels, affine, (side, side), borderValue=border)
+    whole = np.full((height, width), 255, np.uint8)
+    valid = cv2.warpAffine(whole, affine, (side, side), flags=cv2.INTER_NEAREST, borderValue=(0,))
+    return (
+        np.ascontiguousarray(warped[..., :3], np.uint8),
+        np.ascontiguousarray(warped[..., 3], np.uint8),
+        np.asarray(valid > 0),
+    )
+
+
+# Batches
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Makes the batch of a step; a callable that Ray maps over steps.
+
+    Attributes
+    ----------
+    corpus : Corpus
+        What to learn from.
+    training : Training
+        Settings.
+    cache : Cache
+        Of decoded images.
+    rank, workers : int
+        Which worker's share of the batch.
+    """
+
+    corpus: Corpus
+    training: Training
+    cache: Cache
+    rank: int = 0
+    workers: int = 1
+
+    def __call__(self, step: int) -> Batch:
+        """Samples ``rank``, ``rank + workers``, ... of the batch of a step."""
+        training = self.training
+        first = step * training.batch
+        positions = range(first + self.rank, first + training.batch, self.workers)
+        crops = []
+        for position in positions:
+            part, row = draw(self.corpus, training.seed, position)
+            (pixels,) = self.cache.read(part, [row])
+            # a first number that no epoch has, so that no two generators are the same
+            rng = np.random.default_rng([training.seed, 2**40, position])
+            crops.append(crop(pixels, rng, training))
+        image, confidence, valid = (np.stack(column) for column in zip(*crops, strict=True))
+        return Batch(image, confidence, valid, [_key(training.seed, p) for p in positions])
+
+
+def _key(seed: int, position: int) -> int:
+    digest = hashlib.sha256(f"{seed} {position}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def batches(loader: Loader, start: int = 0, ahead: int = 2) -> Iterator[Batch]:
+    """Batches of the steps from ``start`` on, made by one thread while the last one is used."""
+    steps = iter(range(start, loader.training.steps))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(loader, step) for step in islice(steps, ahead)]
+        while waiting:
+            batch = waiting.pop(0).result()
+            if (step := next(steps, None)) is not None:
+                waiting.append(pool.submit(loader, step))
+            yield batch

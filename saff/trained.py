@@ -1,0 +1,211 @@
+"""Where a trained network lives: ``network/`` of a run, with its checkpoints, metrics and weights.
+
+::
+
+    network/run.json                        what decides it: settings, labels, first weights
+    network/checkpoints/step-00000100.pt    to continue from; the last few are kept
+    network/metrics.csv                     one line a step
+    network/tensorboard/                    the same for TensorBoard
+    network/weights.pt                      the result; there when training is done, not before
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+import saff
+from saff import network as networks
+from saff.config import Training
+from saff.errors import SettingsError, WeightsError
+from saff.network import Network
+from saff.samples import Corpus
+from saff.semantic.weights import WeightsFile, load_state
+from saff.storage import Folder, Row, claim, reaching, read_run
+from saff.training import Metrics, State, from_bytes, to_bytes
+
+COLUMNS = ("step", "loss", "accuracy", "rate", "gradient_norm", "samples", "seconds")
+WEIGHTS = "weights.pt"
+
+
+def describe(training: Training, corpus: Corpus, labels: Row) -> Row:
+    """Sum up what decides a training's result; makes the network, so that a bad one stops here.
+
+    Parameters
+    ----------
+    training : Training
+        Settings.
+    corpus : Corpus
+        Labels to learn from.
+    labels : dict
+        Which they are, as run.json is to say it; another digest for other labels.
+    """
+    network = start_network(training)
+    content = {
+        "saff": saff.__version__,
+        "training": json.loads(json.dumps(dataclasses.asdict(training))),
+        "labels": {**labels, "images": len(corpus)},
+        "start": state_digest(network.state_dict()),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"digest": digest}
+
+
+def start_network(training: Training) -> Network:
+    """Make the network that training starts from."""
+    return networks.load(
+        training.network, pretrained=True, weights=training.network_weights, seed=training.seed
+    )
+
+
+def state_digest(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the names and values of a state dict, in hexadecimal."""
+    whole = hashlib.sha256()
+    for name in sorted(state):
+        whole.update(name.encode())
+        whole.update(state[name].contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFolder:
+    """A training's results.
+
+    Attributes
+    ----------
+    folder : Folder
+        ``network`` of a run.
+    """
+
+    folder: Folder
+
+    @property
+    def checkpoints(self) -> Folder:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def is_done(self) -> bool:
+        """Whether the result is there."""
+        return self.folder.exists(WEIGHTS)
+
+    def claim(self, run: Row) -> None:
+        """Bind the folder to a training, or check that it is bound to this one."""
+        claim(self.folder, run)
+
+    def clear(self) -> None:
+        """Remove everything, the result first."""
+        with reaching(self.folder.uri):
+            self.folder.remove(WEIGHTS)
+            for name in self.checkpoints.names(""):
+                self.checkpoints.remove(name)
+            for name in ("metrics.csv", "run.json"):
+                self.folder.remove(name)
+
+    def latest(self, identity: str) -> State | None:
+        """Read the newest checkpoint; None where there is none.
+
+        Raises
+        ------
+        TrainingError
+            If it is damaged or of another training.
+        """
+        names = self.checkpoints.names(".pt")
+        if not names:
+            return None
+        data = self.checkpoints.read(names[-1])
+        return from_bytes(data, identity, f"{self.checkpoints.uri}/{names[-1]}")
+
+    def save(self, state: State, identity: str, keep: int) -> None:
+        """Write a checkpoint, then remove all but the last ``keep``."""
+        self.checkpoints.write(f"step-{state.step:08d}.pt", to_bytes(state, identity))
+        for name in self.checkpoints.names(".pt")[:-keep]:
+            self.checkpoints.remove(name)
+
+    def finish(self, weights: dict[str, torch.Tensor]) -> None:
+        """Write the result; the last step of a training."""
+        stream = io.BytesIO()
+        torch.save({name: value.contiguous() for name, value in weights.items()}, stream)
+        self.folder.write(WEIGHTS, stream.getvalue())
+
+    def write_metrics(self, rows: Sequence[Metrics]) -> None:
+        """Write the metrics of all steps so far, as CSV and for TensorBoard."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.folder.write("metrics.csv", text.getvalue().encode())
+        (self.folder / "tensorboard").write("events.out.tfevents.0.saff", _events(rows))
+
+    def read_metrics(self, up_to: int | None = None) -> list[Metrics]:
+        """Read the metrics, those up to a step; [] where there are none."""
+        if not self.folder.exists("metrics.csv"):
+            return []
+        text = self.folder.read("metrics.csv").decode()
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        return [row for row in rows if up_to is None or row["step"] <= up_to]
+
+
+def _events(rows: Sequence[Metrics]) -> bytes:
+    """TensorBoard's event file of some metrics."""
+    from tensorboardX import SummaryWriter  # comes with ray[train]
+
+    with tempfile.TemporaryDirectory(prefix="saff-") as folder:
+        with SummaryWriter(folder) as writer:
+            for row in rows:
+                for name in COLUMNS[1:]:
+                    writer.add_scalar(f"training/{name}", row[name], int(row["step"]))
+        (path,) = (os.path.join(folder, name) for name in os.listdir(folder))
+        with open(path, "rb") as file:
+            return file.read()
+
+
+class Trained(NamedTuple):
+    """A trained network, ready to be asked."""
+
+    network: Network
+    """In evaluation mode, on the CPU."""
+    run: Row
+    """What decided it, as its run.json says."""
+    sha256: str
+    """Of the weights file."""
+
+
+def load_trained(run: Folder) -> Trained:
+    """Load the network that a run has trained.
+
+    Parameters
+    ----------
+    run : Folder
+        Output of a run: the prefix that holds ``network/``.
+
+    Raises
+    ------
+    SettingsError
+        If there is none, or training has not ended; its subclass WeightsError if the weights are
+        damaged or belong to another network.
+    """
+    folder = run / "network"
+    if not folder.exists(WEIGHTS):
+        begun = folder.exists("run.json")
+        what = "training has not ended" if begun else "there is no trained network"
+        raise SettingsError(f"{what} at {folder.uri}: run saff train --output {run.uri}")
+    description = read_run(folder)
+    with reaching(folder.uri):
+        data = folder.read(WEIGHTS)
+    try:
+        training = Training(**description["training"])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"{folder.uri}/run.json is of another version of saff") from error
+    network = networks.load(training.network)
+    sha256 = hashlib.sha256(data).hexdigest()
+    load_state(network, WeightsFile(f"{folder.uri}/{WEIGHTS}", sha256, data))
+    network.eval()
+    return Trained(network, description, sha256)

@@ -1,0 +1,402 @@
+"""The training loop: a network, batches and settings in; weights out.  Section 4.2 of the paper.
+
+It runs without Ray, on one process or as one of several that ``torch.distributed`` joins: the loss
+is divided by what the batch holds over all workers, so the same batch gives the same step however
+it is split.
+"""
+
+import contextlib
+import copy
+import io
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from saff.config import Training
+from saff.errors import SettingsError
+from saff.metrics import HALF
+from saff.network import Network
+from saff.network.dropout import set_keys
+from saff.samples import Batch
+
+MOST_EMPTY = 10  # steps
+MIXED = 0.5  # of a cell's pixels that must be valid and sure for the cell to count
+Metrics = dict[str, float]
+
+
+class TrainingError(SettingsError):
+    """Training that cannot go on and would not if it were repeated."""
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that a training continues from.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    network, optimiser, average : dict
+        State dicts; ``average`` holds the running average of the floating-point entries.
+    """
+
+    step: int
+    network: dict[str, Tensor]
+    optimiser: dict[str, Any]
+    average: dict[str, Tensor]
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict of the network that training is for: the averaged one, if it averages."""
+        return {**self.network, **self.average}
+
+
+def train(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    training: Training,
+    *,
+    state: State | None = None,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[Metrics], None] | None = None,
+    on_checkpoint: Callable[[State], None] | None = None,
+) -> State:
+    """Train a network to its last step.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Float (N, 3, H, W), normalised, to logits (N, 2, h, w); see :class:`saff.network.Network`.
+        May be wrapped in DistributedDataParallel.
+    batches : iterable of Batch
+        This process's share of the batch of every step from ``state.step`` on.
+    training : Training
+        Settings.
+    state : State, optional
+        Continue from there.
+    device : torch.device or str
+        Where the network is.
+    on_step : callable, optional
+        Called after each step with ``step`` (from 1), ``loss``, ``accuracy`` (share of the counted
+        cells on whose label the network agrees), ``rate`` (the trunk's), ``gradient_norm``,
+        ``samples`` (of all workers) and ``seconds``.
+    on_checkpoint : callable, optional
+        Called every ``training.checkpoint_every`` steps and after the last, with the state.
+
+    Returns
+    -------
+    state : State
+        After the last step, on the CPU.
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not finite or no pixel of a batch has a label.
+    """
+    device = torch.device(device)
+    bare = cast(Network, getattr(network, "module", network))
+    optimiser = make_optimiser(bare, training)
+    average = (
+        {k: v.clone() for k, v in floats(bare.state_dict()).items()} if training.average else {}
+    )
+    start = 0
+    if state is not None:
+        start = state.step
+        bare.load_state_dict(state.network)
+        optimiser.load_state_dict(state.optimiser)
+        average = {name: value.to(device) for name, value in state.average.items()}
+    network.train()
+    low_precision = training.bfloat16 and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    began = time.perf_counter()
+    empty = 0  # steps in a row in which no pixel counted
+    step = start
+    for step, batch in enumerate(batches, start=start + 1):
+        rate = poly_learning_rate(step - 1, training.steps, training.rate, training.power)
+        factor = rate / training.rate * min(1.0, step / (training.warmup + 1))
+        for group in optimiser.param_groups:
+            group["lr"] = group["base"] * factor
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+            figures = gradients(network, bare, batch, training, device)
+        norm = gradient_norm(bare)
+        if not math.isfinite(figures.loss) or not math.isfinite(norm):
+            raise TrainingError(
+                f"the loss is {figures.loss} and the gradient {norm} at step {step}; set a lower "
+                f"training.rate (it is {training.rate:g}); the last checkpoint stays"
+            )
+        empty = 0 if figures.cells else empty + 1
+        if empty == MOST_EMPTY:
+            raise TrainingError(
+                f"no pixel had a label in the {empty} steps before step {step}: the images are "
+                "gone or have changed since they were labelled, or training.doubt is too large"
+            )
+        optimiser.step()
+        update_average(average, bare, training.average, step)
+        now = time.perf_counter()
+        if on_step:
+            on_step(
+                {
+                    "step": step,
+                    "loss": figures.loss,
+                    "accuracy": figures.accuracy,
+                    "rate": training.rate * factor,
+                    "gradient_norm": norm,
+                    "samples": figures.samples,
+                    "seconds": now - began,
+                }
+            )
+        began = now
+        due = step % training.checkpoint_every == 0 or step == training.steps
+        if on_checkpoint and due:
+            on_checkpoint(snapshot(step, bare, optimiser, average))
+    return snapshot(step, bare, optimiser, average)
+
+
+# One step
+
+
+class Figures(NamedTuple):
+    """What is known of a step, over all workers: means over the counted cells, and counts."""
+
+    loss: float
+    accuracy: float
+    cells: int
+    samples: int
+
+
+def gradients(
+    network: nn.Module, bare: Network, batch: Batch, training: Training, device: torch.device
+) -> Figures:
+    """Set the gradients to those of the mean loss over the whole batch, on every worker."""
+    sums = torch.zeros(4, dtype=torch.float64)  # loss, cells agreed on, cells counted, samples
+    shares = np.array_split(np.arange(len(batch.keys)), min(training.accumulation, len(batch.keys)))
+    for number, share in enumerate(shares):
+        last = number == len(shares) - 1
+        apart = contextlib.nullcontext() if last else _without_sync(network)
+        set_keys(bare, [batch.keys[index] for index in share])
+        with apart:
+            images = to_input(batch.image[share], bare, device)
+            logits = network(images).float()
+            target, counted = reduce_labels(
+                torch.from_numpy(batch.confidence[share]).to(device, non_blocking=True),
+                torch.from_numpy(batch.valid[share]).to(device, non_blocking=True),
+                (logits.shape[2], logits.shape[3]),
+                training,
+            )
+            loss = summed_loss(logits, target, counted)
+            loss.backward()  # type: ignore[no-untyped-call]
+        agreed = ((logits[:, 1] > logits[:, 0]) == (target >= 0.5)) & counted
+        part = [loss.detach(), agreed.sum(), counted.sum(), torch.tensor(len(share))]
+        sums += torch.stack([value.double().cpu() for value in part])
+    workers = 1
+    if dist.is_initialized():
+        workers = dist.get_world_size()
+        total = sums.to(device)
+        dist.all_reduce(total)
+        sums = total.cpu()
+    loss_sum, agreed_cells, cells, samples = sums.tolist()
+    divisor = max(cells, 1.0)
+    for parameter in bare.parameters():
+        if parameter.grad is not None:  # of the sum, which several workers have averaged
+            parameter.grad.mul_(workers / divisor)
+    return Figures(loss_sum / divisor, agreed_cells / divisor, int(cells), int(samples))
+
+
+def _without_sync(network: nn.Module) -> Any:
+    no_sync = getattr(network, "no_sync", contextlib.nullcontext)
+    return no_sync()
+
+
+def to_input(images: np.ndarray[Any, Any], network: Network, device: torch.device) -> Tensor:
+    """Normalise images for a network: uint8 (N, H, W, 3) to float32 (N, 3, H, W) on its device."""
+    pixels = torch.from_numpy(images).to(device, non_blocking=True)
+    mean, std = (torch.tensor(v, device=device) for v in (network.mean, network.std))
+    normalised: Tensor = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+    return normalised  # (N, 3, H, W) with channels last in memory, which CPUs prefer
+
+
+def reduce_labels(
+    confidence: Tensor, valid: Tensor, size: tuple[int, int], training: Training
+) -> tuple[Tensor, Tensor]:
+    """Reduce labels to the cells of the network's map.
+
+    Parameters
+    ----------
+    confidence : uint8 tensor of shape (N, C, C)
+        0..255.
+    valid : bool tensor of shape (N, C, C)
+        Pixels of the image.
+    size : tuple of int
+        (h, w) of the map.
+    training : Training
+        ``labels`` and ``doubt``.
+
+    Returns
+    -------
+    target : float32 tensor of shape (N, h, w)
+        Share of foreground in [0, 1]; 0 or 1 with hard labels.
+    counted : bool tensor of shape (N, h, w)
+        Cells of which at least half the pixels are valid and not in doubt.
+    """
+    level = confidence.float() / 255
+    sure = valid & ((level - 0.5).abs() >= training.doubt)
+    if training.labels == "hard":
+        level = (confidence >= HALF).float()
+    share = functional.adaptive_avg_pool2d(sure.float(), size)
+    target = functional.adaptive_avg_pool2d(level * sure, size) / share.clamp(min=1e-6)
+    if training.labels == "hard":
+        target = (target >= 0.5).float()
+    return target, share >= MIXED
+
+
+def summed_loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """Softmax cross-entropy, summed over the counted cells.
+
+    Parameters
+    ----------
+    logits : float32 tensor of shape (N, 2, h, w)
+        Background and foreground.
+    target : float32 tensor of shape (N, h, w)
+        Probability of foreground.
+    counted : bool tensor of shape (N, h, w)
+        The others have no part in it.
+
+    Returns
+    -------
+    loss : float32 tensor of shape ()
+        At least 0; in nats.
+    """
+    log_p = functional.log_softmax(logits, dim=1)
+    loss = -(target * log_p[:, 1] + (1 - target) * log_p[:, 0])
+    return (loss * counted).sum()
+
+
+# Optimiser
+
+
+def poly_learning_rate(step: int, steps: int, base: float, power: float = 0.9) -> float:
+    """Give the rate of a step: ``base * (1 - step / steps) ** power``.
+
+    >>> poly_learning_rate(0, 100, 0.5), round(poly_learning_rate(50, 100, 1.0), 4)
+    (0.5, 0.5359)
+    """
+    return float(base * (1 - step / steps) ** power)
+
+
+def make_optimiser(network: Network, training: Training) -> torch.optim.Optimizer:
+    """SGD or AdamW over the four groups of :func:`parameter_groups`."""
+    groups = parameter_groups(network, training)
+    if training.optimiser == "sgd":
+        return torch.optim.SGD(groups, momentum=training.momentum)
+    return torch.optim.AdamW(groups, betas=(training.momentum, 0.999))
+
+
+def parameter_groups(network: Network, training: Training) -> list[dict[str, Any]]:
+    """Split parameters by how fast they learn.
+
+    Weights and biases of the trunk and of the layers that start from random numbers
+    (``network.head``). Biases, to which the scale and shift of normalisations count, learn at
+    ``bias_rate`` times the rate of the weights beside them and do not decay.
+    """
+    new = {id(p) for p in network.head.parameters()}
+    groups = []
+    for in_head in (False, True):
+        for is_bias in (False, True):
+            parameters = [
+                p
+                for p in network.parameters()
+                if (id(p) in new) == in_head and (p.ndim == 1) == is_bias and p.requires_grad
+            ]
+            rate = training.rate * (training.head_rate if in_head else 1.0)
+            rate *= training.bias_rate if is_bias else 1.0
+            decay = 0.0 if is_bias else training.weight_decay
+            if parameters:
+                groups.append(
+                    {"params": parameters, "lr": rate, "base": rate, "weight_decay": decay}
+                )
+    return groups
+
+
+def gradient_norm(network: nn.Module) -> float:
+    """Euclidean norm of all gradients together."""
+    found = [p.grad for p in network.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(found))
+
+
+# State
+
+
+def floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Entries of a state dict that can be averaged."""
+    return {name: value for name, value in state.items() if value.is_floating_point()}
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], network: nn.Module, decay: float, step: int) -> None:
+    """Move the running average of the weights; the first steps forget faster."""
+    if average:
+        keep = min(decay, step / (step + 9))
+        for name, value in floats(network.state_dict()).items():
+            average[name].lerp_(value, 1 - keep)
+
+
+def snapshot(
+    step: int,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+) -> State:
+    """Copy everything that training continues from to the CPU."""
+    return State(
+        step,
+        {k: v.detach().cpu().clone() for k, v in network.state_dict().items()},
+        copy.deepcopy(optimiser.state_dict()),  # its tensors are those that the next step changes
+        {k: v.detach().cpu().clone() for k, v in average.items()},
+    )
+
+
+def to_bytes(state: State, identity: str) -> bytes:
+    """Write a checkpoint: tensors, numbers and text only."""
+    content = {
+        "identity": identity,
+        "step": state.step,
+        "network": state.network,
+        "optimiser": state.optimiser,
+        "average": state.average,
+    }
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def from_bytes(data: bytes, identity: str, name: str) -> State:
+    """Read a checkpoint without running anything it holds.
+
+    Raises
+    ------
+    TrainingError
+        If it is damaged, or belongs to another training.
+    """
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        found = content.pop("identity")
+        state = State(**content)
+    except Exception as error:  # torch raises a dozen kinds
+        raise TrainingError(
+            f"the checkpoint {name} is damaged or holds other objects than tensors (none was run); "
+            "remove it to continue from the one before"
+        ) from error
+    if found != identity:
+        raise TrainingError(
+            f"the checkpoint {name} is of another network, configuration or set of labels "
+            f"({found[:12]}, expected {identity[:12]}); train with --restart, or into another "
+            "output"
+        )
+    return state
