@@ -72,6 +72,11 @@ ConfigOption = Annotated[
 ]
 
 
+NetworkOption = Annotated[
+    str | None, typer.Option("--network", help="Run whose trained network to ask.")
+]
+
+
 def read_config(name: str) -> Config:
     """Settings by name or from a JSON file."""
     if name in settings.NAMED:
@@ -173,13 +178,71 @@ def train(
 
 
 @app.command()
+def reinfer(
+    output: Annotated[str, typer.Option(help="Output of a run; of new images, a new folder.")],
+    network: NetworkOption = None,
+    images: Annotated[
+        str | None, typer.Option(help="New images: folder, glob, s3:// prefix or file.")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="New images: Parquet or CSV with image_id and uri.")
+    ] = None,
+    config: ConfigOption = "default",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one a GPU, or one a CPU.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
+) -> None:
+    """Infer masks with a trained network: for the images of a run, or for new ones.
+
+    [bold]saff reinfer --output RUN[/] infers the images that the network of RUN has learnt from;
+    with [bold]--network RUN --images IMAGES[/], new images, for which only the network runs.
+    Run the same command again to resume.
+    """
+    given = [s for s in (images, manifest) if s]
+    if len(given) > 1:
+        raise SettingsError("name new images once: --images or --manifest")
+    if bool(given) != bool(network):
+        raise SettingsError("new images need both --network RUN and --images or --manifest")
+    for name in (output, *given, *([network] if network else [])):
+        refuse_relative(name)
+    chosen = read_config(config).inference
+    folder = Folder.at(output)
+    source = None
+    if given:
+        rows = read_manifest(given[0]) if manifest else list_images(given[0])
+        source = (Folder.at(given[0]).uri, rows)
+    else:
+        read_run(folder)
+    from saff.cluster.predictions import predict_corpus
+
+    done = predict_corpus(
+        folder,
+        Folder.at(network) if network else folder,
+        chosen,
+        source=source,
+        workers=workers,
+        retry_failed=retry_failed,
+        restart=restart,
+    )
+    typer.echo(f"done: {done}", err=True)
+
+
+@app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="A picture.")],
     to: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
     what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
+    network: NetworkOption = None,
     config: ConfigOption = "default",
 ) -> None:
-    """Segment one picture: its mask, confidence, overlay or cut-out."""
+    """Segment one picture: its mask, confidence, overlay or cut-out.
+
+    With [bold]--network RUN[/] by the network that was trained there, otherwise by itself.
+    """
     import numpy as np
 
     from saff import images, label_image
@@ -189,7 +252,15 @@ def segment(
         pixels = images.read(image, max_pixels=chosen.max_pixels)
     except (OSError, images.ImageError) as error:
         raise SettingsError(f"{image}: {error}") from error
-    confidence = np.rint(label_image(pixels, chosen).confidence * 255).astype(np.uint8)
+    if network:
+        from saff.inference import predict
+        from saff.trained import load_trained
+
+        trained = load_trained(Folder.at(network))
+        found = predict(trained.network, pixels, chosen.inference)
+    else:
+        found = label_image(pixels, chosen).confidence
+    confidence = np.rint(found * 255).astype(np.uint8)
     drawn = results.picture(what.value, confidence, pixels)
     try:
         to.write_bytes(results.to_png(drawn))

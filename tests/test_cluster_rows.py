@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 import saff
-from saff import cluster, images, saliency, semantic
+from saff import images, saliency, semantic
 from saff.cluster import LabelPart, describe_run, label_row, plan, preview
 from saff.errors import SettingsError
 from saff.labeling import label_image, load_models

@@ -87,7 +87,10 @@ class LabelPart:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
         stage = Stage(self.output, STAGE, PSEUDO_LABELS)
-        return stage.do_part(row["part"], lambda r: label_row(r["image_id"], r["uri"], self.config))
+        return stage.do_part(
+            row["part"],
+            lambda rows: [label_row(r["image_id"], r["uri"], self.config) for r in rows],
+        )
 
 
 def describe_run(source: str, config: Config) -> Row:

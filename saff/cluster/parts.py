@@ -9,15 +9,17 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray.exceptions import RayTaskError
 
 from saff import images
@@ -35,6 +37,7 @@ from saff.storage import (
     write_rows,
 )
 
+MACHINES_FAULT = (OSError, MemoryError, torch.OutOfMemoryError, SettingsError)
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
@@ -69,28 +72,34 @@ def image_row(
     OSError, MemoryError, SettingsError
         If the storage fails, or this machine cannot do the work: not the image's fault.
     """
+    row, image = open_image(manifest_row, schema, max_pixels)
+    return row if image is None else row | guarded(work, image)
+
+
+def open_image(manifest_row: Row, schema: pa.Schema, max_pixels: int) -> tuple[Row, Image | None]:
+    """Read an image and begin its row; without an image, the row says what is wrong with it."""
     row: Row = dict.fromkeys(schema.names)
     row |= {name: manifest_row[name] for name in ("image_id", "uri")}
     try:
         data = _read(row["uri"])
         row["sha256"] = hashlib.sha256(data).hexdigest()
         image = images.decode(data, max_pixels=max_pixels)
-        row["height"], row["width"] = image.shape[:2]
-        return row | _work(work, image)
     except ImageError as error:
-        return row | {"error": str(error), "error_kind": error.kind}
+        return row | {"error": str(error), "error_kind": error.kind}, None
+    row["height"], row["width"] = image.shape[:2]
+    return row, image
 
 
-def _work(work: Callable[[Image], Row], image: Image) -> Row:
-    """Do the work; nothing an image holds may end a job, so a defect of ours is an ImageError."""
+def guarded(work: Callable[[Image], Row], image: Image) -> Row:
+    """Do the work; nothing an image holds may end a job, so a defect of ours is its error."""
     try:
         return work(image)
-    except (OSError, MemoryError, SettingsError):
+    except MACHINES_FAULT:
         raise
     except Exception as error:
         text = f"labeling failed: {type(error).__name__}: {error}"
         plain = text.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
-        raise ImageError("labeling_failed", plain) from error
+        return {"error": plain, "error_kind": "labeling_failed"}
 
 
 def _read(uri: str) -> bytes:
@@ -131,18 +140,37 @@ class Stage:
         """Where its shards are."""
         return self.output / self.name
 
-    def do_part(self, part: str, work: Callable[[Row], Row]) -> dict[str, Any]:
-        """Write the shard of a part; rows of an older shard that succeeded are kept."""
+    def do_part(
+        self, part: str, work: Callable[[list[Row]], Iterable[Row]], together: int = 1
+    ) -> dict[str, Any]:
+        """Write the shard of a part; rows of an older shard that succeeded are kept.
+
+        Parameters
+        ----------
+        part : str
+            Name of the part.
+        work : callable
+            From some of its manifest rows to a row for each, in their order.
+        together : int
+            Manifest rows that it is given at once, at most.
+        """
         done = {}
         if self.folder.exists(part):
             rows = read_rows(self.folder, part)
             done = {row["image_id"]: row for row in rows if row["error_kind"] is None}
-        rows = (
-            done.get(row["image_id"]) or work(row)
-            for row in read_rows(self.output / "manifest", part)
-        )
+        manifest = read_rows(self.output / "manifest", part)
+        chunks = iter(lambda: list(islice(manifest, together)), [])
+        rows = chain.from_iterable(_with_kept(chunk, done, work) for chunk in chunks)
         count, failed = write_rows(self.folder, part, rows, self.schema)
         return {"part": part, "images": count, "failed": failed, "kept": len(done)}
+
+
+def _with_kept(
+    chunk: list[Row], done: dict[str, Row], work: Callable[[list[Row]], Iterable[Row]]
+) -> Iterator[Row]:
+    fresh = iter(work([row for row in chunk if row["image_id"] not in done]))
+    for row in chunk:
+        yield done.get(row["image_id"]) or next(fresh)
 
 
 # The run

@@ -1,0 +1,186 @@
+"""Predictions: a pool of workers, each with the trained network, maps over the parts."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+
+import saff
+from saff import images
+from saff.arrays import Image, PixelMap
+from saff.cluster.parts import (
+    MACHINES_FAULT,
+    Plan,
+    Stage,
+    guarded,
+    map_parts,
+    open_image,
+    plan,
+    start_ray,
+)
+from saff.config import Inference
+from saff.inference import predict, predict_many
+from saff.progress import Progress
+from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest
+from saff.trained import load_trained
+
+STAGE = "predictions"
+TOGETHER = 32  # images of a part that a worker holds at once
+READERS = 4  # threads that read and decode them
+
+
+class PredictPart:
+    """Predict the images of one part; Ray makes one in each worker and maps it over part names.
+
+    Parameters
+    ----------
+    output : Folder
+        The run's output.
+    stage : str
+        Folder of the shards in it.
+    network_run : Folder
+        The run that trained the network.
+    settings : Inference
+        How to ask it.
+    on_gpu : bool
+        Whether the worker has a GPU.
+    """
+
+    def __init__(
+        self,
+        output: Folder,
+        stage: str,
+        network_run: Folder,
+        settings: Inference,
+        on_gpu: bool = False,
+    ) -> None:
+        self.stage = Stage(output, stage, PREDICTIONS)
+        self.settings = settings
+        self.device = torch.device("cuda" if on_gpu else "cpu")
+        torch.backends.cudnn.deterministic = True
+        self.network = load_trained(network_run).network.to(self.device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the shard of ``row["part"]``."""
+        return self.stage.do_part(row["part"], self.rows, TOGETHER)
+
+    def rows(self, manifest_rows: list[Row]) -> list[Row]:
+        """Rows of some images; an image that is at fault gives a row that says so."""
+        read = partial(open_image, schema=PREDICTIONS, max_pixels=self.settings.max_pixels)
+        with ThreadPoolExecutor(READERS) as pool:
+            opened = list(pool.map(read, manifest_rows))
+        good = [image for _, image in opened if image is not None]
+        try:
+            found = predict_many(self.network, good, self.settings, self.device)
+            columns = iter([encode_prediction(confidence) for confidence in found])
+        except MACHINES_FAULT:
+            raise
+        except Exception:  # one of them is at fault: which, is found one by one
+            columns = iter([guarded(self._one, image) for image in good])
+        return [row if image is None else row | next(columns) for row, image in opened]
+
+    def _one(self, image: Image) -> Row:
+        return encode_prediction(predict(self.network, image, self.settings, self.device))
+
+
+def encode_prediction(confidence: PixelMap) -> Row:
+    """Columns of a predicted image: 8-bit confidence and the mask of at least a half, as PNG."""
+    grey = np.rint(confidence * 255).astype(np.uint8)
+    mask = (confidence >= 0.5).astype(np.uint8)
+    return {"confidence": images.encode_png(grey), "pseudo_label": images.encode_png(mask)}
+
+
+def predict_corpus(
+    output: Folder,
+    network_run: Folder,
+    settings: Inference,
+    *,
+    source: tuple[str, Iterable[Row]] | None = None,
+    stage: str = STAGE,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    restart: bool = False,
+) -> Plan:
+    """Infer every image of a run, or of a source of new images, that has no prediction yet.
+
+    Parameters
+    ----------
+    output : Folder
+        A run; with ``source``, any folder of its own.
+    network_run : Folder
+        The run, or the round of it, that trained the network.
+    settings : Inference
+        How to ask it.
+    source : tuple, optional
+        Where new images come from, as it stands in run.json, and their manifest rows.
+    stage : str
+        Folder of the shards.
+    workers : int, optional
+        Processes; default: as many as the cluster has GPUs now or, without any, CPUs.
+    retry_failed : bool
+        Try images again that failed before.
+    restart : bool
+        Forget earlier predictions.
+
+    Returns
+    -------
+    plan : Plan
+        What the stage holds at the end.
+
+    Raises
+    ------
+    SettingsError
+        If there is no trained network, the output belongs to another run, or its predictions come
+        from another network or other settings; nothing was started.
+    """
+    trained = load_trained(network_run)
+    folder = output / stage
+    if restart:
+        for name in (*folder.names(".parquet"), "run.json"):
+            folder.remove(name)
+    if source is not None:
+        claim(output, describe_images(trained.sha256) | {"source": source[0]})
+        extend_manifest(output, source[1])
+    claim(folder, describe_predictions(trained.sha256, settings))
+    todo = plan(output, stage, retry_failed=retry_failed)
+    if todo.parts:
+        start_ray()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = int(resources.get("GPU", 0))
+        count = workers or gpus or max(1, int(resources.get("CPU", 1)))
+        results = map_parts(
+            PredictPart,
+            todo.parts,
+            compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
+            fn_constructor_args=(output, stage, network_run, settings, bool(gpus)),
+            num_gpus=1 if gpus else 0,
+        )
+        with Progress("predict", todo.left) as progress:
+            for part in results:
+                progress.advance(part["images"] - part["kept"], part["failed"])
+        folder.sweep()
+    return plan(output, stage)
+
+
+def describe_images(network: str) -> Row:
+    """Sum up what decides which images an output of new images holds results of."""
+    return _with_digest({"saff": saff.__version__, "network": network})
+
+
+def describe_predictions(network: str, settings: Inference) -> Row:
+    """Sum up what decides the predictions of a stage."""
+    inference = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return _with_digest({"saff": saff.__version__, "network": network, "inference": inference})
+
+
+def _with_digest(content: Row) -> Row:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"digest": digest}

@@ -1,0 +1,190 @@
+"""Asking a trained network: images at several scales, mirrored, refined along their edges.
+
+Images that become inputs of one size are computed together, in batches that are always full:
+places that no image needs are filled up.  So what comes out for an image does not depend on what
+is computed beside it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from saff.arrays import AnyArray, Image, PixelMap
+from saff.config import Inference
+from saff.labeling import shrink
+from saff.network import Network
+from saff.superpixels import region_means, slic
+from saff.threads import single_thread
+from saff.training import to_input
+
+WORKING_SIDE = 1024  # longer images are shrunk to it, and their maps enlarged again
+GPU_BATCH = 16  # inputs of one size that a GPU computes together; a CPU core is faster with one
+REGIONS = 300  # superpixels of an image to refine with
+GUIDED_RADIUS = 8  # pixels of the guided filter's window, for a longer side of 512
+GUIDED_EPSILON = (0.03 * 255) ** 2  # variance of colour that counts as flat
+
+Size = tuple[int, int]
+
+
+def predict(
+    network: Network, image: Image, settings: Inference, device: torch.device | str = "cpu"
+) -> PixelMap:
+    """Foreground confidence of one image.
+
+    Parameters
+    ----------
+    network : Network
+        In evaluation mode, on the device.
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+    settings : Inference
+        Scales, mirroring, refinement.
+    device : torch.device or str
+        Where the network is.
+
+    Returns
+    -------
+    confidence : float32 array of shape (H, W)
+        Probability of foreground in [0, 1], averaged over scales and mirror images.
+
+    Raises
+    ------
+    ValueError
+        If the image is not uint8 (H, W, 3), or the network gives NaN or another shape.
+    """
+    return predict_many(network, [image], settings, device)[0]
+
+
+def predict_many(
+    network: Network,
+    images: Sequence[Image],
+    settings: Inference,
+    device: torch.device | str = "cpu",
+) -> list[PixelMap]:
+    """Foreground confidence of several images; each as :func:`predict` gives it.
+
+    Parameters
+    ----------
+    network, settings, device
+        As for :func:`predict`.
+    images : sequence of uint8 arrays of shape (H, W, 3)
+        RGB, of any sizes.
+    """
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    device = torch.device(device)
+    with single_thread(), torch.inference_mode():
+        small = [shrink(image, WORKING_SIDE) for image in images]
+        sums: list[PixelMap] = [np.zeros(image.shape[:2], np.float32) for image in small]
+        buckets: dict[Size, list[int]] = {}
+        for index, image in enumerate(small):
+            for side in settings.sides:
+                buckets.setdefault(input_size(image, side, network.multiple), []).append(index)
+        for size, members in buckets.items():
+            for index, answer in _answers(network, small, size, members, settings.mirror, device):
+                height, width = small[index].shape[:2]
+                sums[index] += _resize(answer, (width, height))
+        means: list[PixelMap] = [total / np.float32(len(settings.sides)) for total in sums]
+        refined = [
+            refine(settings.refinement, mean, image)
+            for mean, image in zip(means, small, strict=True)
+        ]
+        return [
+            _to_size(confidence, image) for confidence, image in zip(refined, images, strict=True)
+        ]
+
+
+def input_size(image: AnyArray, side: int, multiple: int) -> Size:
+    """Height and width of the network's input: the longer about ``side``, both multiples."""
+    factor = side / max(image.shape[:2])
+    height, width = (
+        max(multiple, round(n * factor / multiple) * multiple) for n in image.shape[:2]
+    )
+    return height, width
+
+
+def _answers(
+    network: Network,
+    images: Sequence[Image],
+    size: Size,
+    members: Sequence[int],
+    mirror: bool,
+    device: torch.device,
+) -> Iterator[tuple[int, PixelMap]]:
+    """Probability of foreground on the network's grid, for the members of a bucket."""
+    batch = GPU_BATCH if device.type == "cuda" else 1
+    height, width = size
+    for start in range(0, len(members), batch):
+        chunk = members[start : start + batch]
+        pixels = np.zeros((batch, height, width, 3), np.uint8)
+        for place, index in enumerate(chunk):
+            pixels[place] = _resize(images[index], (width, height))
+        x = to_input(pixels, network, device)
+        answer = _probability(network, x)
+        if mirror:
+            answer = (answer + _probability(network, x.flip(3)).flip(2)) / 2
+        found = answer.cpu().numpy()
+        if not np.isfinite(found[: len(chunk)]).all():
+            raise ValueError("the network gave NaN or infinity; train it again")
+        yield from zip(chunk, found, strict=False)
+
+
+def _probability(network: Network, x: Tensor) -> Tensor:
+    """Float (N, 3, H, W) to the probability of foreground (N, h, w)."""
+    logits = network(x)
+    if logits.ndim != 4 or logits.shape[:2] != (len(x), 2):
+        raise ValueError(f"the network must give logits ({len(x)}, 2, h, w), got {logits.shape}")
+    return functional.softmax(logits.float(), dim=1)[:, 1]
+
+
+def _resize(array: AnyArray, size: Size) -> AnyArray:
+    """Resize to (width, height): averaging where it shrinks, linear where it grows."""
+    width, height = size
+    if array.shape[:2] == (height, width):
+        return array
+    shrinks = width * height < array.shape[0] * array.shape[1]
+    return cv2.resize(array, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _to_size(confidence: PixelMap, image: Image) -> PixelMap:
+    """Bring a map to its image's size."""
+    height, width = image.shape[:2]
+    resized = _resize(confidence, (width, height))
+    return np.clip(resized, 0.0, 1.0).astype(np.float32)
+
+
+def refine(
+    how: Literal["none", "superpixels", "guided"], confidence: PixelMap, image: Image
+) -> PixelMap:
+    """Bring the borders of a confidence map to those of its image.
+
+    Parameters
+    ----------
+    how : {"none", "superpixels", "guided"}
+        Nothing; the mean over superpixels; a guided filter (He et al., PAMI 2013) whose guide is
+        the image.
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+
+    Returns
+    -------
+    refined : float32 array of shape (H, W)
+        In [0, 1].
+    """
+    if how == "superpixels":
+        superpixels = slic(image, REGIONS)
+        means = region_means(confidence[None], superpixels)[:, 0]
+        return means.astype(np.float32)[superpixels]
+    if how == "guided":
+        radius = max(1, round(GUIDED_RADIUS * max(image.shape[:2]) / 512))
+        filtered = cv2.ximgproc.guidedFilter(image, confidence, radius, GUIDED_EPSILON)
+        return np.clip(filtered, 0.0, 1.0)
+    return confidence
