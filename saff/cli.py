@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from saff import __version__, config as settings, results
+from saff import __version__, config as settings, evaluation, results
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.storage import (
@@ -42,6 +42,9 @@ app = typer.Typer(
 )
 
 
+PARTS_FOR_RAY = 512  # beyond, even small parts take longer than Ray's start
+
+
 class Stage(str, Enum):
     """Results of a run."""
 
@@ -72,6 +75,12 @@ ConfigOption = Annotated[
 ]
 
 
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes that share each batch of a training.")
+]
+GpusOption = Annotated[
+    int | None, typer.Option(min=0, help="GPUs to train on, one a worker; default: all there are.")
+]
 NetworkOption = Annotated[
     str | None, typer.Option("--network", help="Run whose trained network to ask.")
 ]
@@ -148,15 +157,65 @@ def label(
 
 
 @app.command()
+def run(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
+    ] = ...,  # type: ignore[assignment]
+    config: ConfigOption = "default",
+    rounds: Annotated[int, typer.Option(min=1, help="Trainings, each on the last's masks.")] = 1,
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    truth: Annotated[str | None, typer.Option(help="Folder of PNG masks to measure with.")] = None,
+    truth_format: Annotated[
+        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
+    ] = TruthFormat.binary,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+    ] = False,
+) -> None:
+    """Do everything: label, train a network on the labels, infer with it, measure, report.
+
+    Killed at any point, the same command continues.
+    """
+    given = [s for s in (source, images, manifest) if s]
+    if len(given) != 1:
+        raise SettingsError("name the images once: a folder, --images, or --manifest")
+    for name in (given[0], output, *([truth] if truth else [])):
+        refuse_relative(name)
+    chosen = read_config(config)
+    rows = read_manifest(manifest) if manifest else list_images(given[0])
+    from saff.cluster.pipeline import Scale, run_pipeline
+
+    page = run_pipeline(
+        Folder.at(given[0]).uri,
+        rows,
+        Folder.at(output),
+        chosen,
+        rounds=rounds,
+        scale=Scale(workers=workers, gpus=gpus),
+        truth=truth,
+        truth_format=truth_format.value,
+        retry_failed=retry_failed,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(f"open {page}")
+
+
+@app.command()
 def train(
     output: Annotated[str, typer.Option(help="Output of a run whose images are labelled.")],
     config: ConfigOption = "default",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share each batch.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs, one a worker; default: all there are.")
-    ] = None,
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
@@ -281,6 +340,27 @@ def export(
 
 
 @app.command()
+def export_network(
+    output: Annotated[str, typer.Argument(help="Output of a run whose network is trained.")],
+    to: Annotated[Path, typer.Option(help="File to write: model.onnx, or model.pt2 for torch.")],
+) -> None:
+    """Write a trained network as one file that runs without saff: ONNX, or torch's format.
+
+    Beside it a JSON file says how to prepare images. The file is run once and compared with the
+    network. ONNX needs the packages of the extra [bold]export[/].
+    """
+    from saff import export as exports
+
+    done = exports.export_network(Folder.at(output), to)
+    checked = (
+        "checked by ONNX alone; pip install onnxruntime to have it run, too"
+        if done.difference is None
+        else f"differs from the network by at most {done.difference:.0e}"
+    )
+    typer.echo(f"{done.model} and {done.description}; {checked}", err=True)
+
+
+@app.command()
 def evaluate(
     source: Annotated[
         str | None, typer.Argument(metavar="[OUTPUT]", help="Same as --output.")
@@ -300,11 +380,29 @@ def evaluate(
     refuse_relative(given)
     refuse_relative(truth)
     folder = Folder.at(given)
-    summary = results.evaluate(folder, truth, truth_format.value, stage.value, normalise=normalise)
+    summary = evaluation.evaluate(
+        folder,
+        truth,
+        truth_format.value,
+        stage.value,
+        normalise=normalise,
+        map_parts=_parts_mapper(folder, stage.value),
+    )
     for name in ("mean_pr", "mean_f", "max_f"):
         typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
     typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
     typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
+
+
+def _parts_mapper(output: Folder, stage: str) -> evaluation.Mapper:
+    """On a cluster if it has many parts or this is a cluster's job: Ray takes seconds to start."""
+    many = len((output / stage).names(".parquet")) > PARTS_FOR_RAY
+    if not many and not os.environ.get("RAY_ADDRESS"):
+        return evaluation.one_by_one
+    from saff.cluster import map_parts, start_ray
+
+    start_ray()
+    return map_parts
 
 
 @app.command()

@@ -250,3 +250,24 @@ def robust_background_saliency_oracle(colour, position, adjacency, on_border, si
     saliency = np.linalg.solve(left, right)
     low, high = saliency.min(), saliency.max()
     return (saliency - low) / (high - low) if high - low > 1e-12 else np.zeros(count)
+
+
+def reduce_labels_oracle(confidence, valid, size, labels, doubt):
+    """Cell by cell: the mean label of the sure pixels, and whether they are half of the cell."""
+    count, height, width = confidence.shape
+    rows, columns = height // size[0], width // size[1]
+    target = np.zeros((count, *size))
+    counted = np.zeros((count, *size), bool)
+    for n in range(count):
+        for i in range(size[0]):
+            for j in range(size[1]):
+                sure = []
+                for y in range(i * rows, (i + 1) * rows):
+                    for x in range(j * columns, (j + 1) * columns):
+                        level = np.float32(confidence[n, y, x]) / np.float32(255)
+                        if valid[n, y, x] and abs(level - np.float32(0.5)) >= np.float32(doubt):
+                            sure.append(confidence[n, y, x] >= 128 if labels == "hard" else level)
+                counted[n, i, j] = 2 * len(sure) >= rows * columns
+                mean = np.mean(sure) if sure else 0.0
+                target[n, i, j] = mean if labels == "soft" else mean >= 0.5
+    return target, counted

@@ -1,0 +1,169 @@
+"""Everything in one command: label, train, infer, once or in rounds; measure; report."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saff import images, metrics, results
+from saff.cluster.labels import label_corpus
+from saff.cluster.parts import map_parts, start_ray
+from saff.cluster.predictions import predict_corpus
+from saff.cluster.training import train_network
+from saff.config import Config
+from saff.errors import SettingsError
+from saff.evaluation import TruthFormat, evaluate
+from saff.storage import Folder, Row, read_rows
+
+COMPARED = ["image_id", "height", "width", "confidence"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scale:
+    """How much of a cluster to use; no result depends on it."""
+
+    workers: int | None = None
+    """Training processes."""
+    gpus: int | None = None
+    """GPUs to train on."""
+
+
+def run_pipeline(
+    source: str,
+    rows: Iterable[Row],
+    output: Folder,
+    config: Config,
+    *,
+    rounds: int = 1,
+    scale: Scale | None = None,
+    truth: str | None = None,
+    truth_format: TruthFormat = "binary",
+    retry_failed: bool = False,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Label images, train a network on the labels, infer with it, and report; resumable.
+
+    A round trains a network from the published weights on the labels that the one before has
+    inferred, the first on the pseudo labels.  The last round's network and predictions are the
+    output's own; those before are in ``rounds/1``, ``rounds/2``, ...
+
+    Parameters
+    ----------
+    source : str
+        Where the images come from, as it stands in run.json.
+    rows : iterable of dict
+        The source's manifest rows.
+    output : Folder
+        Where to.
+    config : Config
+        Settings.
+    rounds : int
+        At least 1.
+    scale : Scale, optional
+        Workers and GPUs.
+    truth : str, optional
+        Masks to measure with, for images that have one.
+    truth_format : {"voc", "binary"}
+        See :func:`saff.metrics.read_truth`.
+    retry_failed : bool
+        Try images again that failed before.
+    say : callable
+        Told a line after each stage.
+
+    Returns
+    -------
+    uri : str
+        Of the report.
+
+    Raises
+    ------
+    SettingsError
+        If something cannot work; what was done before stays, and the same command continues.
+    """
+    if rounds < 1:
+        raise SettingsError(f"rounds must be at least 1, got {rounds}")
+    scale = scale or Scale()
+    done = label_corpus(source, rows, output, config, retry_failed=retry_failed)
+    say(f"labelled: {done}")
+    learnt_from = "pseudo_labels"
+    for number in range(1, rounds + 1):
+        home = "" if number == rounds else f"rounds/{number}"
+        train_network(
+            output,
+            config.training,
+            workers=scale.workers,
+            gpus=scale.gpus,
+            stage=learnt_from,
+            round_folder=home,
+        )
+        stage = f"{home}/predictions".lstrip("/")
+        done = predict_corpus(
+            output,
+            output / home if home else output,
+            config.inference,
+            stage=stage,
+            retry_failed=retry_failed,
+        )
+        kept = agreement(output, learnt_from, stage)
+        say(f"round {number}: {done}; agreement with what it learnt from {kept:.3f}")
+        learnt_from = stage
+    if truth:
+        for name in ("pseudo_labels", "predictions"):
+            figures = evaluate(output, truth, truth_format, name, map_parts=map_parts)
+            say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
+    return results.write_report(output)
+
+
+# How far a round has moved
+
+
+@dataclass(frozen=True, slots=True)
+class ComparePart:
+    """Compare the masks of two stages in one part; a callable that Ray maps.
+
+    Attributes
+    ----------
+    one, other : Folder
+        Of shards.
+    """
+
+    one: Folder
+    other: Folder
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Give the sum of the IoUs of ``row["part"]`` and the number of images."""
+        part = row["part"]
+        masks = {r["image_id"]: _mask(r) for r in read_rows(self.one, part, COMPARED)}
+        found = []
+        for other in read_rows(self.other, part, COMPARED):
+            a, b = masks.get(other["image_id"]), _mask(other)
+            if a is not None and b is not None and a.shape == b.shape:
+                union = np.count_nonzero(a | b)
+                found.append(np.count_nonzero(a & b) / union if union else 1.0)
+        return {"sum": float(sum(found)), "images": len(found)}
+
+
+def agreement(output: Folder, one: str, other: str) -> float:
+    """Mean IoU of the masks of two stages: how far a network kept to its labels, without truth.
+
+    Raises
+    ------
+    SettingsError
+        If no image has both.
+    """
+    shared = sorted({*(output / one).names(".parquet")} & {*(output / other).names(".parquet")})
+    start_ray()
+    found = list(map_parts(ComparePart(output / one, output / other), shared))
+    count = sum(part["images"] for part in found)
+    if not count:
+        raise SettingsError(f"no image has a mask in both {one} and {other} of {output.uri}")
+    # sorted: floats of the same parts add up to the same in the same order alone
+    return float(sum(sorted(part["sum"] for part in found)) / count)
+
+
+def _mask(row: Row) -> Any:
+    if row["confidence"] is None:
+        return None
+    grey = images.decode_png(row["confidence"], max_pixels=row["height"] * row["width"])
+    return grey >= metrics.HALF

@@ -1,0 +1,256 @@
+import dataclasses
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from saff import images, samples
+from saff.config import Training
+from saff.errors import SettingsError
+from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_corpus
+from saff.storage import PSEUDO_LABELS, Folder, read_rows, write_rows
+
+TRAINING = Training(crop=32, side=64, batch=4, steps=5)
+
+
+def corpus_of(counts):
+    return Corpus(Folder.at("/nowhere"), tuple(f"{i}.parquet" for i in range(len(counts))), counts)
+
+
+@pytest.fixture
+def labels(finished):
+    return finished / "pseudo_labels"
+
+
+@pytest.fixture
+def loader(labels, tmp_path):
+    return Loader(open_corpus(labels), TRAINING, Cache(labels, 64, tmp_path / "cache"))
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# Order
+
+
+@settings(deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=8).map(tuple),
+    seed=st.integers(0, 99),
+    window=st.integers(1, 20),
+)
+def test_every_image_comes_once_an_epoch(counts, seed, window):
+    corpus = corpus_of(counts)
+    everything = sorted((f"{p}.parquet", r) for p, n in enumerate(counts) for r in range(n))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "WINDOW", window)
+        samples._windows.cache_clear()
+        samples._window_order.cache_clear()
+        for epoch in range(3):
+            positions = range(epoch * len(corpus), (epoch + 1) * len(corpus))
+            assert sorted(draw(corpus, seed, p) for p in positions) == everything
+    samples._windows.cache_clear()
+    samples._window_order.cache_clear()
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    corpus = corpus_of((50, 50))
+    orders = [
+        [draw(corpus, seed, p) for p in range(epoch * 100, epoch * 100 + 100)]
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+    parts = [part for part, _ in orders[0]]
+    assert len({*parts[:20]}) == 2  # shuffled among parts, not part after part
+
+
+# Corpus
+
+
+def test_a_corpus_counts_what_is_usable(labels):
+    corpus = open_corpus(labels)
+    assert len(corpus) == 4  # of seven images, three are bad
+    assert set(corpus.parts) <= set(labels.names(".parquet"))
+
+
+def test_no_labels_is_said(tmp_path):
+    with pytest.raises(SettingsError, match=r"no labels at .*: run saff label first"):
+        open_corpus(Folder.at(str(tmp_path)))
+
+
+def test_all_rows_failed_is_said(labels, tmp_path):
+    row = dict.fromkeys(PSEUDO_LABELS.names) | {"error": "no", "error_kind": "not_found"}
+    folder = Folder.at(str(tmp_path))
+    write_rows(folder, "part-0000000.parquet", [row, row], PSEUDO_LABELS)
+    with pytest.raises(SettingsError, match=r"all 2 images of .* have failed"):
+        open_corpus(folder)
+
+
+def test_all_background_is_said(labels, tmp_path):
+    name = open_corpus(labels).parts[0]
+    folder = Folder.at(str(tmp_path))
+    rows = [r for r in read_rows(labels, name) if r["error_kind"] is None]
+    nothing = [np.zeros((r["height"], r["width"]), np.uint8) for r in rows]
+    rows = [r | {"pseudo_label": images.encode_png(n)} for r, n in zip(rows, nothing, strict=True)]
+    write_rows(folder, name, rows, PSEUDO_LABELS)
+    with pytest.raises(SettingsError, match=r"no label in .* has a foreground"):
+        open_corpus(folder)
+
+
+# Pixels
+
+
+def test_an_image_is_shrunk_with_its_label(labels):
+    corpus = open_corpus(labels)
+    row = next(r for r in read_rows(labels, corpus.parts[0]) if r["error_kind"] is None)
+    whole, small = load(row, 1000), load(row, 50)
+    assert whole.shape == (row["height"], row["width"], 4)
+    np.testing.assert_array_equal(whole[..., :3], images.read(row["uri"]))
+    np.testing.assert_array_equal(whole[..., 3], images.decode_png(row["confidence"]))
+    assert max(small.shape) == 50
+    assert abs(whole.mean() - small.mean()) < 2
+
+
+def test_a_file_that_has_changed_is_left_out(labels, tmp_path):
+    row = next(r for r in read_rows(labels, open_corpus(labels).parts[0]) if r["confidence"])
+    assert load(row | {"uri": str(tmp_path / "gone.png")}, 64).shape == (0, 0, 4)
+    other = tmp_path / "other.png"
+    other.write_bytes(images.encode_png(np.zeros((8, 8, 3), np.uint8)))
+    assert load(row | {"uri": str(other)}, 64).shape == (0, 0, 4)
+
+
+def test_the_cache_reads_once_and_stays_within_its_limit(labels, tmp_path, monkeypatch):
+    corpus = open_corpus(labels)
+    assert len(corpus.parts) > 1
+    cache = Cache(labels, 64, tmp_path / "cache")
+    rows = dict(zip(corpus.parts, map(range, corpus.counts), strict=True))
+    first = [cache.read(part, rows[part]) for part in corpus.parts]
+    with monkeypatch.context() as patch:
+        patch.setattr(samples, "load", lambda *_: pytest.fail("read again"))
+        again = [cache.read(part, rows[part]) for part in corpus.parts]
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    files = list((tmp_path / "cache").iterdir())
+    assert len(files) == len(corpus.parts)
+    one = max(f.stat().st_size for f in files)
+    small = dataclasses.replace(cache, folder=tmp_path / "small", limit=one)
+    for part in corpus.parts:
+        small.read(part, [0])
+        assert sum(f.stat().st_size for f in (tmp_path / "small").iterdir()) <= one
+    assert same(small.read(corpus.parts[0], [0]), first[0][:1])  # removed, and made again
+
+
+def test_a_relabelled_part_is_read_again(labels, tmp_path):
+    copied = tmp_path / "labels"
+    shutil.copytree(labels.path, copied)
+    folder = Folder.at(str(copied))
+    part = open_corpus(folder).parts[0]
+    cache = Cache(folder, 64, tmp_path / "cache")
+    (before,) = cache.read(part, [0])
+    rows = list(read_rows(folder, part))
+    for row in rows:
+        if row["confidence"]:
+            row["confidence"] = images.encode_png(255 - images.decode_png(row["confidence"]))
+    write_rows(folder, part, rows, PSEUDO_LABELS)
+    os.utime(copied / part, ns=(1, 1))
+    (after,) = cache.read(part, [0])
+    assert not np.array_equal(before[..., 3], after[..., 3])
+    np.testing.assert_array_equal(before[..., :3], after[..., :3])
+
+
+# Crops
+
+
+class Fixed:
+    """A generator that gives what it is told: scale, across, down, mirror in [0, 1)."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def random(self, count=None):
+        taken = [self.numbers.pop(0) for _ in range(count or 1)]
+        return np.asarray(taken) if count else taken[0]
+
+
+def gradient(height, width):
+    rows, columns = np.indices((height, width))
+    return np.stack([rows, columns, rows + columns, rows], axis=2).astype(np.uint8)
+
+
+def test_a_crop_is_a_window_of_the_image():
+    pixels = gradient(60, 80)
+    training = dataclasses.replace(TRAINING, scale=(1.0, 1.0))
+    image, confidence, valid = crop(pixels, Fixed(0.3, 0.5, 0.25, 0.9), training)
+    np.testing.assert_array_equal(image, pixels[7:39, 24:56, :3])
+    np.testing.assert_array_equal(confidence, pixels[7:39, 24:56, 3])
+    assert valid.all()
+    mirrored, label, _ = crop(pixels, Fixed(0.3, 0.5, 0.25, 0.1), training)
+    np.testing.assert_array_equal(mirrored, image[:, ::-1])
+    np.testing.assert_array_equal(label, confidence[:, ::-1])
+
+
+def test_a_small_image_lies_within_the_crop():
+    pixels = np.full((20, 24, 4), 200, np.uint8)
+    training = dataclasses.replace(TRAINING, scale=(1.0, 1.0))
+    image, confidence, valid = crop(pixels, Fixed(0.0, 0.5, 0.5, 0.9), training)
+    expected = np.zeros((32, 32), bool)
+    expected[6:26, 4:28] = True
+    np.testing.assert_array_equal(valid, expected)
+    assert (confidence[valid] == 200).all()
+    assert (confidence[~valid] == 0).all()
+    assert (image[~valid] == samples.GREY).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32), height=st.integers(1, 90), width=st.integers(1, 90))
+def test_a_crop_of_any_image_has_its_size(seed, height, width):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, 4), np.uint8)
+    image, confidence, valid = crop(pixels, rng, TRAINING)
+    assert (image.shape, confidence.shape, valid.shape) == ((32, 32, 3), (32, 32), (32, 32))
+    assert (image.dtype, confidence.dtype, valid.dtype) == (np.uint8, np.uint8, np.bool_)
+
+
+def test_scales_are_as_likely_small_as_large():
+    training = dataclasses.replace(TRAINING, scale=(0.5, 2.0))
+    pixels = gradient(200, 200)
+    bare = crop(pixels, Fixed(0.5, 0.0, 0.0, 0.9), training)[0]  # the middle of the range
+    np.testing.assert_array_equal(bare, pixels[:32, :32, :3])
+    large = crop(pixels, Fixed(0.999999, 0.0, 0.0, 0.9), training)[0]
+    expected = cv2.warpAffine(pixels, np.float64([[2, 0, 0], [0, 2, 0]]), (32, 32))
+    np.testing.assert_allclose(large, expected[..., :3], atol=1)
+
+
+def test_a_missing_image_counts_for_nothing():
+    image, confidence, valid = crop(np.zeros((0, 0, 4), np.uint8), Fixed(0, 0, 0, 0), TRAINING)
+    assert image.shape == (32, 32, 3)
+    assert not valid.any()
+    assert not confidence.any()
+
+
+# Batches
+
+
+def test_workers_share_the_batch(loader):
+    whole = loader(2)
+    assert whole.image.shape == (4, 32, 32, 3)
+    shares = [dataclasses.replace(loader, rank=rank, workers=3)(2) for rank in range(3)]
+    assert [len(s.keys) for s in shares] == [2, 1, 1]
+    for rank, share in enumerate(shares):
+        assert same((f[rank::3] for f in whole), share)
+
+
+def test_batches_come_in_order_from_any_step(loader):
+    everything = list(batches(loader))
+    assert len(everything) == TRAINING.steps
+    assert all(same(a, loader(step)) for step, a in enumerate(everything))
+    rest = list(batches(loader, 3))
+    assert len(rest) == 2
+    assert all(same(a, b) for a, b in zip(rest, everything[3:], strict=True))
+    assert list(batches(loader, TRAINING.steps)) == []
+    keys = [key for batch in everything for key in batch.keys]
+    assert len({*keys}) == len(keys) == 20
