@@ -405,6 +405,33 @@ def _parts_mapper(output: Folder, stage: str) -> evaluation.Mapper:
     return map_parts
 
 
+def tables(
+    voc: Annotated[Path, typer.Option(help="A VOCdevkit/VOC2012 folder.")],
+    output: Annotated[str, typer.Option(help="Folder or prefix for runs, tables and figures.")],
+    config: ConfigOption = "paper",
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+) -> None:
+    """Run every row of the paper's tables; write tables.md, figure2.svg and figure3.png.
+
+    The configuration says which network is trained and how; the same command resumes.
+    """
+    refuse_relative(str(voc))
+    refuse_relative(output)
+    chosen = read_config(config)
+    from saff.cluster.pipeline import Scale
+    from saff.cluster.tables import make_tables
+
+    page = make_tables(
+        voc,
+        Folder.at(output),
+        chosen,
+        scale=Scale(workers=workers, gpus=gpus),
+        say=lambda line: typer.echo(line, err=True),
+    )
+    typer.echo(f"open {page}")
+
+
 @app.command()
 def report(
     output: Output,

@@ -23,7 +23,7 @@ from saff.threads import single_thread
 from saff.training import to_input
 
 WORKING_SIDE = 1024  # longer images are shrunk to it, and their maps enlarged again
-GPU_BATCH = 16  # inputs of one size that a GPU computes together; a CPU core is faster with one
+GPU_BATCH = 16  # a CPU core is faster with one after the other
 REGIONS = 300  # superpixels of an image to refine with
 GUIDED_RADIUS = 8  # pixels of the guided filter's window, for a longer side of 512
 GUIDED_EPSILON = (0.03 * 255) ** 2  # variance of colour that counts as flat
@@ -100,6 +100,11 @@ def predict_many(
         ]
 
 
+def batch_on(device: torch.device) -> int:
+    """Inputs of one size that are computed together on a device."""
+    return GPU_BATCH if device.type == "cuda" else 1
+
+
 def input_size(image: AnyArray, side: int, multiple: int) -> Size:
     """Height and width of the network's input: the longer about ``side``, both multiples."""
     factor = side / max(image.shape[:2])
@@ -118,7 +123,7 @@ def _answers(
     device: torch.device,
 ) -> Iterator[tuple[int, PixelMap]]:
     """Probability of foreground on the network's grid, for the members of a bucket."""
-    batch = GPU_BATCH if device.type == "cuda" else 1
+    batch = batch_on(device)
     height, width = size
     for start in range(0, len(members), batch):
         chunk = members[start : start + batch]

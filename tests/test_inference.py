@@ -1,0 +1,159 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from skimage import data
+from torch import nn
+
+from saff import inference
+from saff.config import Inference
+from saff.inference import input_size, predict, predict_many, refine
+from saff.network import deeplab_v2
+from saff.superpixels import slic
+
+ONE = Inference(sides=(64,))
+
+
+class Brightness(nn.Module):
+    """Foreground where it is bright; its probability at a cell is the mean level of the cell."""
+
+    mean, std, multiple = (0.0,), (255.0,), 8
+
+    def forward(self, x):
+        level = nn.functional.avg_pool2d(x.mean(1, keepdim=True), 8).clamp(1e-6, 1 - 1e-6)
+        return torch.cat([torch.log(1 - level), torch.log(level)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return deeplab_v2("efficientnet_lite0", pretrained=True).eval()
+
+
+@pytest.fixture(scope="module")
+def photos():
+    sources = (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())
+    small = [cv2.resize(s, (120, 90), interpolation=cv2.INTER_AREA) for s in sources]
+    turned = np.ascontiguousarray(small[0].transpose(1, 0, 2))
+    return [*small, turned, small[1][:40, :31].copy()]
+
+
+def test_a_map_has_the_size_of_its_image_and_follows_it(photos):
+    for image in photos:
+        found = predict(Brightness(), image, Inference(sides=(128,)))
+        assert found.shape == image.shape[:2]
+        assert found.dtype == np.float32
+        assert 0 <= found.min() <= found.max() <= 1
+        level = cv2.GaussianBlur(image.mean(2) / 255, None, 4)
+        assert np.corrcoef(found.ravel(), level.ravel())[0, 1] > 0.9
+
+
+def test_scales_and_mirror_images_are_averaged(network, photos):
+    image = photos[0]
+    single = [predict(network, image, Inference(sides=(side,))) for side in (64, 96, 128)]
+    both = predict(network, image, Inference(sides=(64, 96, 128)))
+    np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
+    mirrored = predict(network, np.ascontiguousarray(image[:, ::-1]), ONE)[:, ::-1]
+    found = predict(network, image, dataclasses.replace(ONE, mirror=True))
+    expected = (predict(network, image, ONE) + mirrored) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("refinement", ["none", "superpixels", "guided"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_company_changes_nothing(network, photos, refinement, batch, monkeypatch):
+    """To the last bit: alone, with images of its size and with others, in any order."""
+    monkeypatch.setattr(inference, "batch_on", lambda device: batch)
+    how = Inference(sides=(64, 96), mirror=True, refinement=refinement)
+    alone = [predict(network, image, how) for image in photos]
+    together = predict_many(network, photos, how)
+    backwards = predict_many(network, photos[::-1], how)[::-1]
+    for a, b, c in zip(alone, together, backwards, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_threads_change_nothing(network, photos):
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(predict(network, photos[0], ONE))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
+@given(
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    side=st.integers(1, 900),
+    multiple=st.sampled_from([1, 8, 32]),
+)
+def test_inputs_are_multiples_near_the_side(height, width, side, multiple):
+    found = input_size(np.empty((height, width), bool), side, multiple)
+    assert all(n >= multiple and n % multiple == 0 for n in found)
+    assert abs(max(found) - max(side, multiple)) <= max(multiple / 2, 1)
+    assert (found[0] >= found[1]) == (height >= width) or found[0] == found[1]
+
+
+def test_large_images_are_computed_small(network):
+    image = cv2.resize(data.chelsea(), (2400, 1600))
+    found = predict(network, image, ONE)
+    assert found.shape == (1600, 2400)
+
+
+def test_refinement_by_superpixels_is_their_mean(photos):
+    image = photos[0]
+    confidence = np.random.default_rng(0).random(image.shape[:2]).astype(np.float32)
+    refined = refine("superpixels", confidence, image)
+    for label in np.unique(superpixels := slic(image, inference.REGIONS)):
+        region = superpixels == label
+        assert np.ptp(refined[region]) == 0
+        assert refined[region][0] == pytest.approx(confidence[region].mean(), abs=1e-5)
+
+
+def test_the_guided_filter_moves_a_border_to_the_images():
+    image = np.zeros((64, 512, 3), np.uint8)
+    image[:, 256:] = 255
+    rough = np.zeros((64, 512), np.float32)
+    rough[:, 260:] = 1  # four pixels too late
+    error = [
+        np.abs(m - (image[..., 0] > 0)).mean() for m in (rough, refine("guided", rough, image))
+    ]
+    assert error[1] < 0.7 * error[0]
+    assert refine("none", rough, image) is rough
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), how=st.sampled_from(["superpixels", "guided"]))
+def test_refined_maps_stay_in_range(seed, how):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 70, 2)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    refined = refine(how, rng.random((height, width)).astype(np.float32), image)
+    assert refined.shape == (height, width)
+    assert refined.dtype == np.float32
+    assert refined.min() >= 0
+    assert refined.max() <= 1
+
+
+def test_mistakes_are_named(photos):
+    with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\), got float32"):
+        predict(Brightness(), photos[0].astype(np.float32), ONE)
+
+    class Wrong(Brightness):
+        def forward(self, x):
+            return super().forward(x)[:, :1]
+
+    with pytest.raises(ValueError, match=r"must give logits \(1, 2, h, w\)"):
+        predict(Wrong(), photos[0], ONE)
+
+    class Broken(Brightness):
+        def forward(self, x):
+            return super().forward(x) * torch.nan
+
+    with pytest.raises(ValueError, match="gave NaN or infinity"):
+        predict(Broken(), photos[0], ONE)

@@ -1,0 +1,305 @@
+"""Training, re-inference and the pipeline on a real Ray cluster."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+import torch
+
+from saff import config, images
+from saff.cluster import map_parts
+from saff.cluster.pipeline import Scale, agreement, run_pipeline
+from saff.cluster.predictions import PredictPart, encode_prediction, predict_corpus
+from saff.cluster.training import scale, train_network
+from saff.config import Inference, Training
+from saff.errors import SettingsError
+from saff.evaluation import evaluate
+from saff.inference import predict
+from saff.storage import Folder, list_images, read_rows
+from saff.trained import load_trained
+from saff.training import TrainingError
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parent.parent
+TRAINING = Training(crop=64, side=96, batch=4, steps=6, checkpoint_every=2, warmup=1)
+INFERENCE = Inference(sides=(96,))
+SETTINGS = {
+    "encoder_side": 64,
+    "superpixel_count": 60,
+    "training": {"crop": 64, "side": 96, "batch": 4, "checkpoint_every": 2, "warmup": 1},
+    "inference": {"sides": [96]},
+}
+
+
+@pytest.fixture(scope="module")
+def one_node():
+    """A local cluster of 4 CPUs."""
+    if ray.is_initialized():
+        ray.shutdown()
+    ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def labelled(finished, tmp_path_factory):
+    """A labelled run of four photographs and three bad files, to be copied."""
+    folder = tmp_path_factory.mktemp("labelled") / "run"
+    shutil.copytree(finished.path, folder)
+    return folder
+
+
+@pytest.fixture
+def output(labelled, tmp_path):
+    shutil.copytree(labelled, tmp_path / "run")
+    return Folder.at(str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def trained_once(labelled, one_node, tmp_path_factory):
+    """The run with a network, trained by one worker without interruption; not to change."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(labelled, folder)
+    output = Folder.at(str(folder))
+    train_network(output, TRAINING)
+    return output
+
+
+def weights_of(output):
+    return torch.load(Path(output.path) / "network" / "weights.pt", weights_only=True)
+
+
+def predictions_of(output, stage="predictions"):
+    rows = [r for n in (output / stage).names(".parquet") for r in read_rows(output / stage, n)]
+    assert len({r["image_id"] for r in rows}) == len(rows), "an image is there twice"
+    return {r["image_id"]: r for r in rows}
+
+
+# Training
+
+
+def test_a_training_leaves_what_it_should(trained_once):
+    folder = trained_once / "network"
+    assert folder.names("") == [
+        "checkpoints",
+        "metrics.csv",
+        "run.json",
+        "tensorboard",
+        "weights.pt",
+    ]
+    assert (folder / "checkpoints").names("") == ["step-00000004.pt", "step-00000006.pt"]
+    lines = folder.read("metrics.csv").decode().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3", "4", "5", "6"]
+    run = json.loads(folder.read("run.json"))
+    assert run["labels"]["images"] == 4
+    before = (Path(folder.path) / "weights.pt").stat().st_mtime_ns
+    train_network(trained_once, TRAINING)  # the same command when done does nothing
+    assert (Path(folder.path) / "weights.pt").stat().st_mtime_ns == before
+
+
+def test_two_workers_train_the_same_network(trained_once, output):
+    train_network(output, TRAINING, workers=2)
+    for name, value in weights_of(trained_once).items():
+        torch.testing.assert_close(weights_of(output)[name], value, rtol=1e-2, atol=1e-4)
+    one, two = (
+        np.genfromtxt(Path(o.path) / "network" / "metrics.csv", delimiter=",", names=True)
+        for o in (trained_once, output)
+    )
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-4)
+    np.testing.assert_array_equal(one["samples"], two["samples"])
+
+
+def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
+    training = dataclasses.replace(TRAINING, steps=6)
+    checkpoints = Path(output.path) / "network" / "checkpoints"
+
+    @ray.remote(num_cpus=0)
+    def kill_once():
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            if checkpoints.exists() and any(checkpoints.glob("step-*.pt")):
+                for process in psutil.process_iter(["name", "cmdline"]):
+                    words = " ".join(process.info["cmdline"] or [])
+                    if "RayTrainWorker" in words or "TrainWorker" in words:
+                        process.kill()
+                        return True
+            time.sleep(0.05)
+        return False
+
+    killed = kill_once.remote()
+    train_network(output, training)
+    assert ray.get(killed)
+    rows = (output / "network").read("metrics.csv").decode().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4", "5", "6"]
+    for name, value in weights_of(trained_once).items():
+        torch.testing.assert_close(weights_of(output)[name], value, rtol=0, atol=0)
+
+
+def test_what_no_repetition_mends_ends_it_with_one_line(output):
+    wild = dataclasses.replace(TRAINING, optimiser="sgd", rate=1e30, warmup=0)
+    with pytest.raises(TrainingError, match=r"^the loss is .* set a lower training\.rate"):
+        train_network(output, wild)
+    assert not (output / "network").exists("weights.pt")
+    with pytest.raises(
+        SettingsError, match=r"belongs to another run: training\.optimiser is 'sgd'"
+    ):
+        train_network(output, TRAINING)
+    train_network(output, dataclasses.replace(TRAINING, steps=1), restart=True)
+    assert (output / "network").exists("weights.pt")
+
+
+def test_workers_and_gpus_are_checked(one_node):
+    assert scale(None, None, 8) == (1, False)
+    assert scale(3, None, 8) == (3, False)
+    assert scale(2, 0, 8) == (2, False)
+    with pytest.raises(SettingsError, match="1 GPUs were asked for and this machine has 0"):
+        scale(None, 1, 8)
+    with pytest.raises(SettingsError, match="9 workers cannot share batches of 8"):
+        scale(9, None, 8)
+
+
+# Re-inference
+
+
+def test_predictions_are_those_of_the_network_alone(trained_once):
+    done = predict_corpus(trained_once, trained_once, INFERENCE, workers=2)
+    assert (done.images, done.done, done.failed, done.left) == (7, 7, 3, 0)
+    network = load_trained(trained_once).network
+    rows = predictions_of(trained_once)
+    labels = predictions_of(trained_once, "pseudo_labels")
+    assert rows.keys() == labels.keys()
+    for image_id, row in rows.items():
+        for column in ("uri", "sha256", "height", "width", "error", "error_kind"):
+            assert row[column] == labels[image_id][column], column
+        if row["error_kind"] is None:
+            expected = encode_prediction(predict(network, images.read(row["uri"]), INFERENCE))
+            assert expected.items() <= row.items()
+    with pytest.raises(SettingsError, match=r"inference\.mirror is False there and True here"):
+        predict_corpus(trained_once, trained_once, dataclasses.replace(INFERENCE, mirror=True))
+
+
+def test_new_images_need_the_network_alone(trained_once, corpus, tmp_path):
+    output = Folder.at(str(tmp_path / "new"))
+    rows = [r for r in list_images(str(corpus)) if "chelsea" in r["image_id"]]
+    for _ in range(2):  # the second time it is done
+        done = predict_corpus(output, trained_once, INFERENCE, source=(str(corpus), rows))
+        assert (done.images, done.done, done.failed) == (1, 1, 0)
+    (found,) = predictions_of(output).values()
+    expected = predict(load_trained(trained_once).network, images.read(rows[0]["uri"]), INFERENCE)
+    np.testing.assert_array_equal(
+        images.decode_png(found["confidence"]), np.rint(expected * 255).astype(np.uint8)
+    )
+
+
+def test_an_image_that_breaks_the_network_is_a_row(trained_once, tmp_path, monkeypatch):
+    shutil.copytree(trained_once.path, tmp_path / "run")
+    output = Folder.at(str(tmp_path / "run"))
+    part = PredictPart(output, "again", output, INFERENCE)
+    whole = part.network.forward
+
+    def fragile(x):
+        if x.shape[3] < x.shape[2]:
+            raise RuntimeError("tall")
+        return whole(x)
+
+    monkeypatch.setattr(part.network, "forward", fragile)
+    rows = [r for n in (output / "manifest").names("") for r in read_rows(output / "manifest", n)]
+    found = part.rows(rows)
+    kinds = {r["image_id"]: r["error_kind"] for r in found}
+    tall = {r["image_id"] for r in found if r["height"] and r["height"] > r["width"]}
+    assert {i for i, kind in kinds.items() if kind == "labeling_failed"} == tall
+    assert sum(r["confidence"] is not None for r in found) == 4 - len(tall)
+
+
+# The pipeline
+
+
+def pipeline(corpus, output, **options):
+    settings = config.from_json(
+        json.dumps(SETTINGS | {"training": SETTINGS["training"] | {"steps": 4}})
+    )
+    said = []
+    page = run_pipeline(
+        str(corpus), list_images(str(corpus)), output, settings, say=said.append, **options
+    )
+    return page, said
+
+
+def test_two_rounds_from_images_to_a_report(corpus, one_node, tmp_path):
+    output = Folder.at(str(tmp_path / "run"))
+    page, said = pipeline(corpus, output, rounds=2, scale=Scale(workers=1))
+    assert Path(page).exists()
+    assert len(said) == 3
+    for folder in ("network", "rounds/1/network"):
+        assert (output / folder).exists("weights.pt")
+    second = json.loads((output / "network").read("run.json"))["labels"]
+    assert second["stage"] == "rounds/1/predictions"
+    assert predictions_of(output).keys() == predictions_of(output, "rounds/1/predictions").keys()
+    moved = agreement(output, "rounds/1/predictions", "predictions")
+    assert said[2].endswith(f"agreement with what it learnt from {moved:.3f}")
+    assert agreement(output, "predictions", "predictions") == 1.0
+    files = {p: p.stat().st_mtime_ns for p in Path(output.path).rglob("*") if p.is_file()}
+    pipeline(corpus, output, rounds=2)  # when done it does nothing but the report
+    after = {p: p.stat().st_mtime_ns for p in Path(output.path).rglob("*") if p.is_file()}
+    assert {p for p in files if files[p] != after.get(p)} == {Path(page)}
+
+
+def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, tmp_path):
+    for row in predictions_of(trained_once, "pseudo_labels").values():
+        if row["confidence"]:
+            mask = images.decode_png(row["confidence"]) > 99
+            path = (tmp_path / row["image_id"]).with_suffix(".png")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(images.encode_png(mask.astype(np.uint8) * 255))
+    arguments = (trained_once, str(tmp_path), "binary", "pseudo_labels")
+    alone = evaluate(*arguments)
+    assert evaluate(*arguments, map_parts=map_parts) == alone
+    assert alone["images"] == 4
+
+
+def test_a_killed_pipeline_continues_where_it_was(corpus, one_node, tmp_path):
+    """The driver is killed in the middle of training; the same command gives the same network."""
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(SETTINGS | {"training": SETTINGS["training"] | {"steps": 12}}))
+    outputs = [tmp_path / "killed", tmp_path / "whole"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    def start(output):
+        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--images", str(corpus)]
+        command += ["--output", str(output), "--config", str(settings)]
+        with open(tmp_path / "log", "ab") as log:
+            return subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    process = start(outputs[0])
+    checkpoints = outputs[0] / "network" / "checkpoints"
+    end = time.monotonic() + 150
+    while not list(checkpoints.glob("step-*.pt")):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (outputs[0] / "network" / "weights.pt").exists()
+    for output in outputs:
+        assert start(output).wait(200) == 0, (tmp_path / "log").read_text()
+    killed, whole = (weights_of(Folder.at(str(o))) for o in outputs)
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    for stage in ("pseudo_labels", "predictions"):
+        one, other = (predictions_of(Folder.at(str(o)), stage) for o in outputs)
+        assert one == other
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
