@@ -5,8 +5,8 @@ inside it (pictures as ``data:`` addresses, styles, the script), and a content s
 forbids it to fetch anything else.  Names, messages and settings are untrusted text: the template
 escapes every one of them.
 
-A picture beside the others is one more entry of `_panels`; a figure about the whole run is one more
-section of ``templates/report.html.j2``.
+A picture beside the others is one more entry of `_panels`; a figure about the whole run is a
+`_plot` and one more section of ``templates/report.html.j2``.
 """
 
 import base64
@@ -16,22 +16,25 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
-from typing import Any, TypeAlias
+from itertools import islice, pairwise
+from typing import Any, Literal, TypeAlias
 
 import jinja2
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from saff.arrays import AnyArray, Features, Image, LabelMap
+from saff.metrics import HALF, Curve
 
 THUMBNAIL_SIDE = 320  # pixels of the longest side; shown at 150 to 320 CSS pixels
 JPEG_QUALITY = 75
 COLOUR_MAP = "magma"  # perceptually uniform, so that equal steps of a map look equal
 SLIDER_STEPS = 100  # the threshold moves by 0.01
 NARROWEST, WIDEST = 0.66, 2.4  # width / height of a picture's frame; thinner images get margins
+POINTS = 600  # of a line in a figure; a longer one keeps its highs and lows
 WEIGHTS = (  # name, and the cue that a context feature belongs to
     ("semantic", ""),
     ("context", "semantic"),
@@ -46,12 +49,9 @@ View: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Card:
-    """One labelled image, ready to draw."""
+class Label:
+    """The pseudo label of an image as a confidence map, and how it came about."""
 
-    image_id: str
-    image: Image
-    """uint8 (H, W, 3), RGB."""
     confidence: Grey
     """uint8 (H, W): 255 is foreground for sure."""
     superpixels: LabelMap
@@ -66,25 +66,55 @@ class Card:
     """Why the fit was not used as published; empty when it was."""
 
     def __post_init__(self) -> None:
-        size = self.image.shape[:2]
-        if self.image.shape != (*size, 3) or self.image.dtype != np.uint8 or 0 in size:
-            came = f"{self.image.dtype} {self.image.shape}"
-            raise ValueError(f"image must be uint8 (H, W, 3) with pixels, got {came}")
-        if self.confidence.shape != size or self.confidence.dtype != np.uint8:
-            came = f"{self.confidence.dtype} {self.confidence.shape}"
-            raise ValueError(f"confidence must be uint8 {size} like the image, got {came}")
-        if self.superpixels.shape != size:
-            came = f"{self.superpixels.shape}"
-            raise ValueError(f"superpixels must be {size} like the image, got {came}")
         _check_features(self.features, self.superpixels)
         if len(self.weights) != len(WEIGHTS) or not np.isfinite(self.weights).all():
             came = f"{[float(w) for w in self.weights]}"
             raise ValueError(f"weights must be 5 finite numbers (4 and the bias), got {came}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Card:
+    """One image with what was made of it, ready to draw: a label, a prediction or both."""
+
+    image_id: str
+    image: Image
+    """uint8 (H, W, 3), RGB."""
+    label: Label | None = None
+    prediction: Grey | None = None
+    """The trained network's confidence: uint8 (H, W), 255 is foreground for sure."""
+
+    def __post_init__(self) -> None:
+        size = self.image.shape[:2]
+        if self.image.shape != (*size, 3) or self.image.dtype != np.uint8 or 0 in size:
+            came = f"{self.image.dtype} {self.image.shape}"
+            raise ValueError(f"image must be uint8 (H, W, 3) with pixels, got {came}")
+        maps = [("prediction", self.prediction)]
+        if self.label is not None:
+            maps.append(("confidence", self.label.confidence))
+        for name, grey in maps:
+            if grey is not None and (grey.shape != size or grey.dtype != np.uint8):
+                came = f"{grey.dtype} {grey.shape}"
+                raise ValueError(f"{name} must be uint8 {size} like the image, got {came}")
+        if self.label is not None and self.label.superpixels.shape != size:
+            came = f"{self.label.superpixels.shape}"
+            raise ValueError(f"superpixels must be {size} like the image, got {came}")
+        if self.label is None and self.prediction is None:
+            raise ValueError("a card must have a label or a prediction, got neither")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Measured:
+    """How well the maps of a stage agree with truth."""
+
+    curve: Curve
+    """Precision and recall, averaged over the images."""
+    summary: Mapping[str, Any]
+    """As :meth:`saff.metrics.Evaluation.summary` gives it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """One image that has no label, and why."""
+    """One image that has no label, or no prediction, and why."""
 
     image_id: str
     error_kind: str
@@ -144,6 +174,29 @@ def disagreement(features: AnyArray, superpixels: AnyArray) -> float:
     return float(np.average(np.abs(features[:, 0] - features[:, 2]), weights=area))
 
 
+def agreement(confidence: AnyArray, prediction: AnyArray) -> float:
+    """How far a network kept to a pseudo label: the IoU of their masks at 0.5.
+
+    Parameters
+    ----------
+    confidence, prediction : uint8 arrays of shape (H, W)
+        Confidence maps, 0 .. 255.
+
+    Returns
+    -------
+    agreement : float
+        1 when both masks are the same, also when both are empty; 0 when they share no pixel.
+
+    Examples
+    --------
+    >>> agreement(np.array([[0, 128, 255]], np.uint8), np.array([[0, 127, 200]], np.uint8))
+    0.5
+    """
+    first, second = confidence >= HALF, prediction >= HALF
+    either = np.count_nonzero(first | second)
+    return float(np.count_nonzero(first & second) / either) if either else 1.0
+
+
 def render(
     cards: Iterable[Card],
     failures: Iterable[Failure] = (),
@@ -151,6 +204,9 @@ def render(
     title: str,
     run: Mapping[str, object],
     totals: Mapping[str, int],
+    stage: Literal["pseudo_labels", "predictions"] = "pseudo_labels",
+    measured: Mapping[str, Measured] | None = None,
+    trainings: Mapping[str, Mapping[str, AnyArray]] | None = None,
     max_cards: int = 200,
     max_failures: int = 200,
     thumbnail_side: int = THUMBNAIL_SIDE,
@@ -160,9 +216,9 @@ def render(
     Parameters
     ----------
     cards : iterable of Card
-        Labelled images; read one at a time, each is let go once its thumbnails are made.
+        Images with a result; read one at a time, each is let go once its thumbnails are made.
     failures : iterable of Failure
-        Images without a label; all are counted, by kind.
+        Images without a result; all are counted, by kind.
     title : str
         Name of the run.
     run : mapping of str to object
@@ -170,6 +226,13 @@ def render(
         mappings and lists fold away as JSON.
     totals : mapping of str to int
         Counts of the whole run, in the order to show them; the page may hold fewer images.
+    stage : {"pseudo_labels", "predictions"}
+        Which result an image without one lacks.
+    measured : mapping of str to Measured, optional
+        By stage, in the order to show them, what its comparison with truth gave.
+    trainings : mapping of str to mapping, optional
+        By name, in the order they ran, the steps of each training: arrays ``step``, ``loss``,
+        ``accuracy``, ``samples`` and ``seconds``, all of shape (steps,).
     max_cards : int
         The first so many cards are drawn; about 60 KB and 40 ms each.
     max_failures : int
@@ -194,8 +257,9 @@ def render(
         )
     source = iter(cards)
     views = [_view(card, thumbnail_side) for card in islice(source, max_cards)]
-    limit = _bar_limit([view["weights"] for view in views])
-    for view in views:
+    labelled = [view for view in views if view["weights"]]
+    limit = _bar_limit([view["weights"] for view in labelled])
+    for view in labelled:
         view["bars"] = [
             {"name": name, "of": of, **_bar(weight, limit)}
             for (name, of), weight in zip(WEIGHTS, view["weights"], strict=True)
@@ -209,7 +273,16 @@ def render(
             for k, v in folded.items()
         ],
         totals=[(_printable(name), count) for name, count in totals.items()],
+        word={"pseudo_labels": "label", "predictions": "prediction"}[stage],
+        done={"pseudo_labels": "labelled", "predictions": "predicted"}[stage],
+        evaluation=_evaluation(measured or {}),
+        training=_training(
+            {k: steps for k, steps in (trainings or {}).items() if len(steps["step"])}
+        ),
         cards=views,
+        labels=bool(labelled),
+        predictions=any(view["predicted"] for view in views),
+        compared=any(view["agreement"] is not None for view in views),
         more_cards=next(source, None) is not None,
         fallbacks=sum(1 for view in views if view["fallback"]),
         failures=_by_kind(failures, max_failures),
@@ -222,26 +295,49 @@ def render(
     )
 
 
-_SCRIPTED = ("name", "image_confidence", "disagreement", "foreground")  # what the script sorts by
+_SCRIPTED = (  # what the script sorts by and shows
+    "name",
+    "image_confidence",
+    "disagreement",
+    "agreement",
+    "foreground",
+    "predicted_foreground",
+)
 
 
 def _view(card: Card, side: int) -> View:
-    """One card as the template draws it."""
+    """One card as the template draws it; what it has not is None or empty."""
     height, width = card.image.shape[:2]
-    return {
+    view: View = {
         "name": _printable(card.image_id),
         "height": height,
         "width": width,
         "ratio": round(min(max(width / height, NARROWEST), WIDEST), 4),
         "panels": list(_panels(card, side)),
-        "image_confidence": round(image_confidence(card.confidence), 4),
-        "disagreement": round(disagreement(card.features, card.superpixels), 4),
-        "foreground": _foreground_share(card.confidence),
-        "weights": [float(w) for w in card.weights],
-        "seeds_foreground": int(card.seeds_foreground),
-        "seeds_background": int(card.seeds_background),
-        "fallback": _printable(card.fallback),
+        "disagreement": None,
+        "agreement": None,
+        "foreground": None,
+        "predicted": card.prediction is not None,
+        "predicted_foreground": None,
+        "weights": [],
+        "fallback": "",
     }
+    if card.prediction is not None:
+        view["image_confidence"] = round(image_confidence(card.prediction), 4)
+        view["predicted_foreground"] = _foreground_share(card.prediction)
+    if (label := card.label) is not None:
+        view |= {
+            "image_confidence": round(image_confidence(label.confidence), 4),
+            "disagreement": round(disagreement(label.features, label.superpixels), 4),
+            "foreground": _foreground_share(label.confidence),
+            "weights": [float(w) for w in label.weights],
+            "seeds_foreground": int(label.seeds_foreground),
+            "seeds_background": int(label.seeds_background),
+            "fallback": _printable(label.fallback),
+        }
+        if card.prediction is not None:
+            view["agreement"] = round(agreement(label.confidence, card.prediction), 4)
+    return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,13 +355,17 @@ def _panels(card: Card, side: int) -> Iterator[_Panel]:
     height, width = _thumbnail_size(card.image, side)
     small = Pillow.fromarray(card.image).resize((width, height), Pillow.Resampling.LANCZOS)
     yield _Panel("original", "Original", _jpeg(small))
-    labels = _subsample(card.superpixels, height, width)
-    for kind, column in (("semantic", 0), ("saliency", 2)):
-        levels = np.rint(255 * np.clip(card.features[:, column], 0.0, 1.0)).astype(np.uint8)
-        yield _Panel(kind, kind.capitalize(), _webp(_palette()[levels][labels]))
-    # subsampled, not averaged: the mask on the page is the real one at these pixels
-    grey = _subsample(card.confidence, height, width)
-    yield _Panel("confidence", "Confidence", _webp(grey), canvas=True)
+    if (label := card.label) is not None:
+        regions = _subsample(label.superpixels, height, width)
+        for kind, column in (("semantic", 0), ("saliency", 2)):
+            levels = np.rint(255 * np.clip(label.features[:, column], 0.0, 1.0)).astype(np.uint8)
+            yield _Panel(kind, kind.capitalize(), _webp(_palette()[levels][regions]))
+        # subsampled, not averaged: the mask on the page is the real one at these pixels
+        grey = _subsample(label.confidence, height, width)
+        yield _Panel("confidence", "Confidence", _webp(grey), canvas=True)
+    if card.prediction is not None:
+        grey = _subsample(card.prediction, height, width)
+        yield _Panel("prediction", "Prediction", _webp(grey), canvas=True)
     yield _Panel("mask", "Mask", canvas=True)
     yield _Panel("cutout", "Cut-out", canvas=True)
 
@@ -347,6 +447,140 @@ def _bar(weight: float, limit: float) -> View:
         "length": round(length, 2),
         "beyond": abs(weight) > limit,
     }
+
+
+# Figures about the whole run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Line:
+    """One line of a figure; those of one series have one colour."""
+
+    series: int
+    x: AnyArray
+    y: AnyArray
+    thin: bool = False
+    mark: int | None = None
+    """The point to mark, by its place in the line."""
+
+
+def _evaluation(measured: Mapping[str, Measured]) -> View | None:
+    """Precision over recall for each stage, and what else is known about it."""
+    if not measured:
+        return None
+    lines = [
+        _Line(number, m.curve.recall, m.curve.precision, mark=m.curve.best)
+        for number, m in enumerate(measured.values())
+    ]
+    return {
+        "plot": _plot("Precision over recall", "Recall", "Precision", lines, unit_square=True),
+        "rows": [
+            {"name": _printable(name), **m.summary, "beta_squared": m.curve.beta_squared}
+            for name, m in measured.items()
+        ],
+    }
+
+
+def _training(trainings: Mapping[str, Mapping[str, AnyArray]]) -> View | None:
+    """Loss and accuracy over the steps of each training, and what it took."""
+    if not trainings:
+        return None
+    plots = []
+    for figure in ("loss", "accuracy"):
+        raw, smooth = [], []
+        for number, steps in enumerate(trainings.values()):
+            finite = np.isfinite(steps[figure])  # a training may diverge
+            x, y = steps["step"][finite], steps[figure][finite]
+            raw.append(_Line(number, x, y, thin=True))
+            smooth.append(_Line(number, x, _running_mean(y)))
+        title = f"{figure.capitalize()} over steps"
+        plots.append(_plot(title, "Step", figure.capitalize(), raw + smooth))
+    rows = []
+    for name, steps in trainings.items():
+        seconds = float(steps["seconds"].sum())
+        rows.append(
+            {
+                "name": _printable(name),
+                "steps": len(steps["step"]),
+                "duration": _duration(seconds),
+                "loss": float(steps["loss"][-1]),
+                "accuracy": float(steps["accuracy"][-1]),
+                "rate": float(steps["samples"].sum()) / seconds if seconds > 0 else None,
+            }
+        )
+    return {"plots": plots, "rows": rows}
+
+
+def _running_mean(values: AnyArray) -> AnyArray:
+    """Mean over the values around each, a twentieth of all and at least 5; fewer at the ends."""
+    half = max(2, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    start, stop = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    mean: AnyArray = (sums[stop] - sums[start]) / (stop - start)
+    return mean
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _plot(
+    title: str, across: str, up: str, lines: Sequence[_Line], *, unit_square: bool = False
+) -> View:
+    """A figure as the template draws it: lines in a box of 1000 by 1000, ticks in percent."""
+    drawn = [line for line in lines if line.x.size]
+    if unit_square or not drawn:
+        (left, right), (low, high) = (0.0, 1.0), (0.0, 1.0)
+    else:
+        left, right = (f(f(line.x) for line in drawn) for f in (min, max))
+        right += right == left
+        # a rare spike of a single step is cut off, or it would flatten all the rest
+        low = min(np.quantile(line.y, 0.01 * line.thin, method="lower") for line in drawn)
+        high = max(np.quantile(line.y, 1 - 0.01 * line.thin, method="higher") for line in drawn)
+    ticks_up = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    low, high = min(low, ticks_up[0]), max(high, ticks_up[-1])
+    ticks_across = MaxNLocator(6, steps=[1, 2, 5, 10], integer=not unit_square)
+    shapes = []
+    for line in drawn:
+        kept = _highs_and_lows(line.y)
+        columns = 1000 * (line.x - left) / (right - left)
+        rows = 1000 * (high - line.y) / (high - low)
+        places = np.stack([columns, rows], axis=1)
+        shapes.append(
+            {
+                "series": line.series,
+                "thin": line.thin,
+                "points": " ".join(f"{x:.0f},{y:.0f}" for x, y in places[kept].tolist()),
+                "mark": None if line.mark is None else (places[line.mark] / 10).round(2).tolist(),
+            }
+        )
+    return {
+        "title": title,
+        "across": across,
+        "up": up,
+        "shapes": shapes,
+        "columns": [
+            (round(100 * (tick - left) / (right - left), 2), f"{tick:,.6g}")
+            for tick in ticks_across.tick_values(left, right)
+            if left <= tick <= right
+        ],
+        "rows": [
+            (round(100 * (high - tick) / (high - low), 2), f"{tick:,.6g}") for tick in ticks_up
+        ],
+    }
+
+
+def _highs_and_lows(values: AnyArray) -> list[int]:
+    """Places of at most POINTS values: all of them, or the highest and lowest of each stretch."""
+    if len(values) <= POINTS:
+        return list(range(len(values)))
+    edges = np.linspace(0, len(values), POINTS // 2 + 1).astype(int).tolist()
+    parts = [(start, values[start:stop]) for start, stop in pairwise(edges)]
+    return sorted({int(start + f(part)) for start, part in parts for f in (np.argmin, np.argmax)})
 
 
 @dataclass(slots=True)

@@ -1,13 +1,16 @@
 """What people take out of a run: single pictures, evaluation against masks, the report."""
 
+import csv
 import hashlib
+import io
 import json
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
+from itertools import count, islice, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ import numpy as np
 from saff import images, metrics, report
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
+from saff.evaluation import evaluate as evaluate
 from saff.storage import (
     Folder,
     Row,
@@ -27,7 +31,9 @@ from saff.storage import (
 )
 
 What = Literal["mask", "confidence", "overlay", "cutout"]
+Stage: TypeAlias = Literal["pseudo_labels", "predictions"]
 TruthFormat = Literal["voc", "binary"]
+PREDICTED = ["image_id", "sha256", "height", "width", "confidence", "error_kind"]
 OVERLAY_COLOUR = (255, 40, 120)  # RGB
 OVERLAY_OPACITY = 0.55
 
@@ -191,75 +197,6 @@ def to_png(drawn: AnyArray) -> bytes:
     return images.encode_png(drawn)
 
 
-# Evaluation
-
-
-def evaluate(
-    output: Folder, truth: str, truth_format: TruthFormat, stage: str, *, normalise: bool = True
-) -> dict[str, Any]:
-    """Measure a stage against masks; writes ``evaluation/STAGE/metrics.json`` and the curve.
-
-    Parameters
-    ----------
-    output : Folder
-        A run.
-    truth : str
-        Folder or prefix of PNG masks, named by the image's id or its last part, without extension.
-    truth_format : {"voc", "binary"}
-        See :func:`saff.metrics.read_truth`.
-    stage : str
-        ``"pseudo_labels"`` or ``"predictions"``.
-    normalise : bool
-        Stretch each map to 0..255 first.
-
-    Returns
-    -------
-    summary : dict
-        As in metrics.json; ``failed`` and ``without_truth`` count images that were left out.
-
-    Raises
-    ------
-    SettingsError
-        If no image has truth, or a mask cannot be read or has another size than its image.
-    """
-    masks = Folder.at(truth)
-    with reaching(truth):
-        available = {p[len(masks.path) + 1 :] for p in masks.fs.find(masks.path)}
-    if not available:
-        raise SettingsError(f"no masks at {truth}")
-    evaluation = metrics.Evaluation(normalise=normalise)
-    failed = without_truth = 0
-    for row in rows_of(output, stage, ["image_id", "height", "width", "confidence"]):
-        stem = _stem(row["image_id"])
-        names = (f"{stem}.png", f"{PurePosixPath(stem).name}.png")
-        name = next((n for n in names if n in available), None)
-        if row["confidence"] is None:
-            failed += 1
-        elif name is None:
-            without_truth += 1
-        else:
-            with reaching(f"mask {name} of {truth}"):
-                data = masks.read(name)
-            try:
-                mask, valid = metrics.read_truth(data, truth_format)
-                evaluation.add(_map(row, "confidence"), mask, valid)
-            except ValueError as error:
-                raise SettingsError(f"mask {name} of {truth}: {error}") from error
-    if not evaluation.images:
-        raise SettingsError(
-            f"nothing to measure: {without_truth} images have no mask in {truth}, {failed} failed, "
-            f"{evaluation.skipped} have a mask without foreground; masks are PNG files named like "
-            "the images"
-        )
-    summary = evaluation.summary() | {"failed": failed, "without_truth": without_truth}
-    curve, folder = evaluation.curve(), output / "evaluation" / stage
-    with reaching(folder.uri):
-        folder.write("metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
-        folder.write("curve.csv", metrics.curve_csv(curve).encode())
-        folder.write("curve.svg", metrics.curve_svg({stage.replace("_", " "): curve}).encode())
-    return summary
-
-
 # Report
 
 
@@ -269,9 +206,9 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     Parameters
     ----------
     output : Folder
-        A run.
+        A run.  One that has only predictions gets a report of these.
     max_cards : int
-        Images drawn at most, spread evenly over those that are labelled.
+        Images drawn at most, spread evenly over those that have a result.
 
     Returns
     -------
@@ -279,20 +216,39 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
         Where the page is.
     """
     run = read_run(output)
-    stage = output / "pseudo_labels"
+    predictions = output / "predictions"
+    predicted = predictions.names(".parquet")
+    labels = (output / "pseudo_labels").names(".parquet")
+    stage: Stage = "pseudo_labels" if labels or not predicted else "predictions"
     failures = []
-    count = 0
-    for row in rows_of(output, "pseudo_labels", ["image_id", "error", "error_kind"]):
-        count += 1
+    total = 0
+    for row in rows_of(output, stage, ["image_id", "error", "error_kind"]):
+        total += 1
         if row["error_kind"] is not None:
             failures.append(report.Failure(**row))
-    totals = {"images": count, "labelled": count - len(failures), "failed": len(failures)}
+    found = total - len(failures)
+    facts: Row
+    if stage == "predictions":
+        totals = {"images": total, "predicted": found, "failed": len(failures)}
+        facts = {key: run[key] for key in ("saff", "digest", "network") if key in run}
+    else:
+        totals = {"images": total, "labelled": found, "failed": len(failures)}
+        facts = {key: run.get(key) for key in ("saff", "digest", "config")}
+        if predicted:
+            counts = [count_rows(predictions, name) for name in predicted]
+            totals["predicted"] = sum(rows - failed for rows, failed in counts)
+    for folder, key in ((output / "network", "training"), (predictions, "inference")):
+        if folder.exists("run.json"):
+            facts[key] = read_run(folder).get(key)
     page = report.render(
-        _cards(stage, max(1, -(-totals["labelled"] // max_cards))),
+        _cards(output, stage, max(1, -(-found // max_cards))),
         failures,
         title=PurePosixPath(output.path).name,
-        run={key: run.get(key) for key in ("saff", "digest", "config")},
+        run=facts,
         totals=totals,
+        stage=stage,
+        measured=_measured(output),
+        trainings=_trainings(output),
         max_cards=max_cards,
     )
     folder = output / "report"
@@ -301,26 +257,46 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     return folder.uri + "/index.html"
 
 
-def _cards(stage: Folder, step: int) -> Iterator[report.Card]:
-    """Every ``step``-th labelled image, but for those that are no longer there."""
+def _cards(output: Folder, stage: Stage, step: int) -> Iterator[report.Card]:
+    """Every ``step``-th image with a result, but for those that are no longer there."""
+    shards, predictions = output / stage, output / "predictions"
+    both = set(predictions.names(".parquet")) if stage == "pseudo_labels" else set()
     start = 0
-    for name in stage.names(".parquet"):
-        count, failed = count_rows(stage, name)
-        wanted = range(-start % step, count - failed, step)
-        start += count - failed
+    for name in shards.names(".parquet"):
+        rows, failed = count_rows(shards, name)
+        wanted = range(-start % step, rows - failed, step)
+        start += rows - failed
         if not wanted:
             continue  # a large run is not read for a few cards
-        labelled = (row for row in read_rows(stage, name) if row["error_kind"] is None)
-        for row in islice(labelled, wanted.start, None, step):
+        others = read_rows(predictions, name, PREDICTED) if name in both else iter(())
+        pairs = _beside(read_rows(shards, name), others)
+        usable = (pair for pair in pairs if pair[0]["error_kind"] is None)
+        for row, other in islice(usable, wanted.start, None, step):
             image = original(row)
             if image is not None:
-                yield _card(row, image)
+                yield _card(row, image, other, stage)
 
 
-def _card(row: Row, image: Image) -> report.Card:
-    return report.Card(
-        image_id=row["image_id"],
-        image=image,
+def _beside(rows: Iterator[Row], others: Iterator[Row]) -> Iterator[tuple[Row, Row | None]]:
+    """Each row and another stage's for the same image, or None where that stage has none.
+
+    The rows of both come in the order of the manifest, so that one of each is held.
+    """
+    other = next(others, None)
+    for row in rows:
+        if other is not None and other["image_id"] == row["image_id"]:
+            yield row, other
+            other = next(others, None)
+        else:
+            yield row, None
+
+
+def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> report.Card:
+    """Card of an image; beside a label, a prediction counts if it is of the same file."""
+    if stage == "predictions":
+        prediction = _map(row, "confidence")
+        return report.Card(image_id=row["image_id"], image=image, prediction=prediction)
+    label = report.Label(
         confidence=_map(row, "confidence"),
         superpixels=_map(row, "superpixels").astype(np.int32),
         features=np.asarray(row["features"], dtype=np.float64).reshape(-1, 4),
@@ -329,3 +305,59 @@ def _card(row: Row, image: Image) -> report.Card:
         seeds_background=row["seeds_background"],
         fallback=row["fallback"],
     )
+    same = predicted and predicted["error_kind"] is None and predicted["sha256"] == row["sha256"]
+    return report.Card(
+        image_id=row["image_id"],
+        image=image,
+        label=label,
+        prediction=_map(predicted, "confidence") if predicted and same else None,
+    )
+
+
+def _measured(output: Folder) -> dict[str, report.Measured]:
+    """What evaluating each stage gave, for those stages that were evaluated."""
+    measured = {}
+    for stage in ("pseudo_labels", "predictions"):
+        folder = output / "evaluation" / stage
+        if not (folder.exists("metrics.json") and folder.exists("curve.csv")):
+            continue
+        columns = _columns(folder, "curve.csv", ["precision", "recall"])
+        with _parsing(folder, "metrics.json") as text:
+            summary = json.loads(text)
+            curve = metrics.Curve(**columns, beta_squared=summary["beta_squared"])
+        measured[stage] = report.Measured(curve=curve, summary=summary)
+    return measured
+
+
+def _trainings(output: Folder) -> dict[str, dict[str, AnyArray]]:
+    """The steps of each round of training; ``network`` holds the last of them, or the only one."""
+    rounds = (output / "rounds" / str(number) / "network" for number in count(1))
+    folders = list(takewhile(_has_steps, rounds))
+    named = {f"round {number}": folder for number, folder in enumerate(folders, 1)}
+    if _has_steps(output / "network"):
+        named[f"round {len(named) + 1}" if named else "network"] = output / "network"
+    wanted = ["step", "loss", "accuracy", "samples", "seconds"]
+    return {name: _columns(folder, "metrics.csv", wanted) for name, folder in named.items()}
+
+
+def _has_steps(folder: Folder) -> bool:
+    return folder.exists("metrics.csv")
+
+
+def _columns(folder: Folder, name: str, wanted: list[str]) -> dict[str, AnyArray]:
+    """Some columns of a CSV file of numbers."""
+    with _parsing(folder, name) as text:
+        rows = list(csv.DictReader(io.StringIO(text)))
+        return {key: np.asarray([float(row[key]) for row in rows]) for key in wanted}
+
+
+@contextmanager
+def _parsing(folder: Folder, name: str) -> Iterator[str]:
+    """Give a file's text; what the block raises over it becomes a SettingsError that names it."""
+    with reaching(f"{folder.uri}/{name}"):
+        text = folder.read(name).decode("utf-8", "replace")
+    try:
+        yield text
+    except (LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise SettingsError(f"{folder.uri}/{name} is damaged: {why}") from error

@@ -13,7 +13,18 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from saff.report import Card, Failure, disagreement, image_confidence, render
+from saff.metrics import Curve, Evaluation
+from saff.report import (
+    POINTS,
+    Card,
+    Failure,
+    Label,
+    Measured,
+    agreement,
+    disagreement,
+    image_confidence,
+    render,
+)
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -33,8 +44,8 @@ def a_card(image_id="a.jpg", shape=(24, 36), seed=0, **changes):
     rows, columns = np.indices(shape)
     superpixels = (rows * 3 // shape[0]) * 4 + columns * 4 // shape[1]
     superpixels = np.unique(superpixels, return_inverse=True)[1].reshape(shape).astype(np.int32)
-    fields = {
-        "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    label = {
         "confidence": rng.integers(0, 256, shape, np.uint8),
         "superpixels": superpixels,
         "features": rng.random((superpixels.max() + 1, 4)),
@@ -42,7 +53,39 @@ def a_card(image_id="a.jpg", shape=(24, 36), seed=0, **changes):
         "seeds_foreground": 7,
         "seeds_background": 31,
     }
-    return Card(image_id=image_id, **{**fields, **changes})
+    own = {key: changes.pop(key) for key in ("image", "prediction") if key in changes}
+    return Card(image_id=image_id, **{"image": image, "label": Label(**label | changes)} | own)
+
+
+def a_prediction(image_id="a.jpg", shape=(24, 36), seed=0):
+    """A card of a prediction alone."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    return Card(image_id=image_id, image=image, prediction=rng.integers(0, 256, shape, np.uint8))
+
+
+def a_map(seed, shape=(24, 36)):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def a_measure(seed, images=3):
+    evaluation = Evaluation()
+    for number in range(images):
+        confidence = a_map(100 * seed + number)
+        evaluation.add(confidence, confidence + a_map(seed) / 2 > 180)
+    return Measured(curve=evaluation.curve(), summary=evaluation.summary())
+
+
+def a_training(steps=40, seed=0, **columns):
+    rng = np.random.default_rng(seed)
+    return {
+        "step": np.arange(1.0, steps + 1),
+        "loss": 0.7 - 0.4 * np.arange(steps) / steps + 0.1 * rng.random(steps),
+        "accuracy": 0.5 + 0.3 * rng.random(steps),
+        "samples": np.full(steps, 8.0),
+        "seconds": np.full(steps, 0.5),
+        **columns,
+    }
 
 
 def page_of(cards, failures=(), **options):
@@ -65,7 +108,7 @@ def pictures_of(html, kind):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
 @settings(deadline=None)
 def test_measures_are_means_over_pixels(seed, height, width):
-    card = a_card(shape=(height, width), seed=seed)
+    card = a_card(shape=(height, width), seed=seed).label
     rtol = 256 * np.finfo(np.float64).eps  # at most 81 float64 terms, summed in another order
     semantic, saliency = (card.features[card.superpixels, k] for k in (0, 2))
     np.testing.assert_allclose(
@@ -77,11 +120,24 @@ def test_measures_are_means_over_pixels(seed, height, width):
 
 def test_the_share_of_foreground_counts_pixels_at_or_above_each_threshold():
     card = a_card()
-    confidence = [int(c) for c in card.confidence.ravel()]
+    confidence = [int(c) for c in card.label.confidence.ravel()]
     # c / 255 >= t / 100, in whole numbers
     slow = [sum(100 * c >= 255 * t for c in confidence) / len(confidence) for t in range(101)]
     shares = facts_of(page_of([card]))["cards"][0]["foreground"]
     np.testing.assert_allclose(shares, slow, atol=0.5e-4)  # written with four decimals
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
+@settings(deadline=None)
+def test_agreement_is_the_intersection_over_the_union_of_the_masks(seed, height, width):
+    first, second = (a_map(seed + k, (height, width)) for k in (0, 1))
+    pixels = list(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
+    both, either = (sum(f(c / 255 >= 0.5 for c in pixel) for pixel in pixels) for f in (all, any))
+    assert agreement(first, second) == (both / either if either else 1.0)
+    assert agreement(first, second) == agreement(second, first)
+    assert agreement(first, first) == 1.0
+    assert agreement(np.zeros_like(first), np.full_like(first, 127)) == 1.0
+    assert agreement(np.zeros_like(first), np.full_like(first, 128)) == 0.0
 
 
 # Pictures
@@ -101,12 +157,52 @@ def test_maps_are_exact():
     card = a_card()
     html = page_of([card])
     (grey,) = pictures_of(html, "confidence")
-    np.testing.assert_array_equal(np.asarray(grey)[..., 0], card.confidence)
+    label = card.label
+    np.testing.assert_array_equal(np.asarray(grey)[..., 0], label.confidence)
     palette = np.reshape(facts_of(html)["palette"], (256, 3))
     for kind, column in (("semantic", 0), ("saliency", 2)):
         (painted,) = pictures_of(html, kind)
-        levels = np.rint(255 * card.features[:, column]).astype(int)
-        np.testing.assert_array_equal(np.asarray(painted), palette[levels][card.superpixels])
+        levels = np.rint(255 * label.features[:, column]).astype(int)
+        np.testing.assert_array_equal(np.asarray(painted), palette[levels][label.superpixels])
+
+
+def test_a_prediction_stands_beside_the_label_and_leaves_the_rest_as_it_was():
+    prediction = a_map(5)
+    cards = [a_card(prediction=prediction), a_card()]
+    html = page_of(cards)
+    (grey,) = pictures_of(html, "prediction")
+    np.testing.assert_array_equal(np.asarray(grey)[..., 0], prediction)
+    assert len(pictures_of(html, "confidence")) == 2
+    with_one, without = facts_of(html)["cards"]
+    confidence = cards[0].label.confidence
+    assert with_one.pop("agreement") == round(agreement(confidence, prediction), 4)
+    assert without.pop("agreement") is None
+    shares = np.mean([prediction / 255 >= t for t in (0, 0.5, 1)], axis=(1, 2))
+    predicted = with_one.pop("predicted_foreground")
+    np.testing.assert_allclose([predicted[t] for t in (0, 50, 100)], shares, atol=0.5e-4)
+    assert without.pop("predicted_foreground") is None
+    assert with_one == without
+
+
+def test_a_page_of_predictions_alone_has_no_word_of_labels():
+    totals = {"images": 3, "predicted": 2, "failed": 1}
+    failure = Failure(image_id="b", error_kind="k", error="e")
+    card = a_prediction()
+    html = page_of([card, a_prediction("c")], [failure], totals=totals, stage="predictions")
+    assert len(pictures_of(html, "prediction")) == 2
+    (facts, _) = facts_of(html)["cards"]
+    assert facts["image_confidence"] == round(image_confidence(card.prediction), 4)
+    assert [facts[key] for key in ("foreground", "disagreement", "agreement")] == [None] * 3
+    share = 100 * round(np.mean(card.prediction >= 128), 4)
+    assert f'<dd class="share">{share:.1f} %</dd>' in html
+    body = re.sub("<[^>]+>", " ", html[html.index("<body>") : html.index("<script")]).lower()
+    for word in ("label", "weight", "semantic", "seed", "agreement", "fallback"):
+        assert word not in body
+    assert "Images that have no prediction, by kind of error." in html
+    empty = page_of([], stage="predictions")
+    assert "No predicted image." in empty
+    more = page_of([card] * 3, stage="predictions", max_cards=2)
+    assert "The first 2 predicted images are shown." in more
 
 
 def test_the_thumbnail_of_the_confidence_holds_pixels_of_the_map():
@@ -133,6 +229,125 @@ def test_a_card_of_a_photograph_weighs_at_most_75_kb():
     assert three - two < 75_000
 
 
+# Figures about the run
+
+
+def lines_of(html, section):
+    """Series, thinness and points of the lines of a section, in percent of the drawing."""
+    part = re.search(rf'<section class="{section}".*?</section>', html, re.S)[0]
+    found = re.findall(r'<polyline class="series-(\d)( thin)?" points="([^"]*)"', part)
+    return [
+        (int(series), bool(thin), np.array([p.split(",") for p in points.split()], float) / 10)
+        for series, thin, points in found
+    ]
+
+
+def words_of(html, section):
+    part = re.search(rf'<section class="{section}".*?</section>', html, re.S)[0]
+    return " ".join(markup.unescape(re.sub("<[^>]+>", " ", part)).split())
+
+
+def test_curves_are_drawn_to_scale_and_their_figures_listed():
+    measured = {"pseudo_labels": a_measure(1), "predictions": a_measure(2, images=4)}
+    html = page_of([], measured=measured)
+    lines = lines_of(html, "evaluation")
+    assert [(series, thin) for series, thin, _ in lines] == [(0, False), (1, False)]
+    for (_, _, points), m in zip(lines, measured.values(), strict=True):
+        expected = np.stack([100 * m.curve.recall, 100 * (1 - m.curve.precision)], axis=1)
+        np.testing.assert_allclose(points, expected, atol=0.05 + 1e-9)  # in thousandths
+    marks = re.findall(r'<span class="mark series-\d" style="left: ([\d.]+)%; top: ([\d.]+)%', html)
+    best = [
+        (m.curve.recall[m.curve.best], m.curve.precision[m.curve.best]) for m in measured.values()
+    ]
+    expected = [(100 * recall, 100 - 100 * precision) for recall, precision in best]
+    np.testing.assert_allclose(np.array(marks, float), expected, atol=0.005 + 1e-9)
+    words = words_of(html, "evaluation")
+    for name, m in (
+        ("Pseudo labels", measured["pseudo_labels"]),
+        ("Predictions", measured["predictions"]),
+    ):
+        figures = [m.summary[key]["max_f"] for key in ("mean_pr", "mean_f", "max_f")]
+        figures += [m.summary["iou"], m.summary["mae"]]
+        row = " ".join([name, str(m.summary["images"]), *(f"{figure:.3f}" for figure in figures)])
+        assert row in words
+    assert "β² = 0.3; each map stretched" in words
+    assert "different images" in words
+    alone = page_of([], measured={"predictions": a_measure(2)})
+    assert "different images" not in alone
+    assert "Pseudo labels" not in words_of(alone, "evaluation")
+
+
+def test_a_training_is_drawn_raw_and_smooth_and_summed_up():
+    steps = a_training(200)
+    html = page_of([], trainings={"network": steps})
+    (_, thin, raw), (_, thick, smooth), *accuracy = lines_of(html, "training")
+    assert (thin, thick, len(accuracy)) == (True, False, 2)
+    assert (raw[0, 0], raw[-1, 0]) == (0, 100)
+    drawn = raw[:, 1]  # from top to bottom, so that less is lower
+    slope, start = np.polyfit(steps["loss"], drawn, 1)
+    # written in thousandths; the line through 200 points moves by less than that
+    np.testing.assert_allclose(drawn, start + slope * steps["loss"], atol=0.1)
+    assert slope < 0
+    slow = [steps["loss"][max(0, i - 5) : i + 6].mean() for i in range(200)]  # 200 / 40 = 5
+    np.testing.assert_allclose(smooth[:, 1], start + slope * np.array(slow), atol=0.1)
+    words = words_of(html, "training")
+    loss, right = steps["loss"][-1], steps["accuracy"][-1]
+    assert f"Network 200 100.0 s {loss:.4f} {right:.4f} 16.0" in words
+
+
+def test_each_round_has_its_line_on_a_common_scale():
+    trainings = {
+        "round 1": a_training(50),
+        "round 2": a_training(100, seconds=np.full(100, 90.0)),
+        "round 3": a_training(0),  # has not begun
+    }
+    html = page_of([], trainings=trainings)
+    lines = lines_of(html, "training")
+    assert [series for series, *_ in lines] == [0, 1] * 4
+    assert [points[-1, 0] for _, _, points in lines[:2]] == [49.5, 100]  # 49 / 99
+    words = words_of(html, "training")
+    assert "Round 1 50 25.0 s" in words
+    assert "Round 2 100 2 h 30 min" in words
+    assert "Round 3" not in words
+
+
+def test_a_long_training_keeps_its_highs_and_lows_in_few_points():
+    loss = np.full(20_000, 0.5)
+    loss[::53], loss[::50] = 0.1, 0.9
+    html = page_of([], trainings={"network": a_training(20_000, loss=loss)})
+    for _, _, points in lines_of(html, "training"):
+        assert len(points) <= POINTS
+    raw = lines_of(html, "training")[0][2][:, 1]
+    assert (raw.max() - raw.min()) > 75
+    assert len(html) < 100_000
+
+
+@pytest.mark.parametrize("loss", [[np.nan], [0.5], [0.5, np.inf, np.nan], [0.3, 0.3], [1e9, 0.1]])
+def test_a_strange_training_is_drawn(loss):
+    loss = np.array(loss)
+    html = page_of([], trainings={"network": a_training(len(loss), loss=loss)})
+    for _, _, points in lines_of(html, "training"):
+        assert np.isfinite(points).all()
+    assert f" {loss[-1]:.4f} " in words_of(html, "training")
+
+
+def test_a_curve_of_any_values_stays_inside():
+    ends = np.linspace(0, 1, 256)
+    measure = Measured(curve=Curve(ends[::-1], ends), summary=a_measure(1).summary)
+    ((_, _, points),) = lines_of(page_of([], measured={"predictions": measure}), "evaluation")
+    assert (points.min(), points.max()) == (0, 100)
+
+
+def test_a_page_without_figures_predictions_or_training_is_as_before():
+    html = page_of([a_card()], [Failure(image_id="b", error_kind="k", error="e")])
+    body = html[html.index("<body>") : html.index("<script")]
+    assert body == body.replace("rediction", "").replace("raining", "").replace("gainst truth", "")
+    assert re.findall(r'<input type="radio" name="(\w+)" value="(\w+)"', body) == [
+        *[("cutout", "cutout"), ("cutout", "plain"), ("size", "small"), ("size", "large")],
+        *[("order", "name"), ("order", "confidence"), ("order", "disagreement")],
+    ]
+
+
 # Text
 
 
@@ -144,12 +359,16 @@ def test_untrusted_text_is_escaped_wherever_it_goes(text):
         title=text,
         run={text: text, "settings": {text: [text]}},
         totals={text: 1},
+        measured={text: a_measure(1)},
+        trainings={text: a_training()},
     )
     plain = page_of(
         [a_card("plain", fallback="plain")],
         [Failure(image_id="plain", error_kind="plain", error="plain")],
         run={"plain": "plain", "settings": {"plain": ["plain"]}},
         totals={"plain": 1},
+        measured={"plain": a_measure(1)},
+        trainings={"plain": a_training()},
     )
     tags = [re.findall(r"<[!/]?[a-z-]+", page, re.I) for page in (html, plain)]
     assert tags[0] == tags[1]
@@ -181,7 +400,13 @@ def test_the_policy_names_the_script_and_forbids_the_network():
 
 def test_the_same_input_gives_the_same_text():
     first, second = (
-        page_of([a_card()], [Failure(image_id="b", error_kind="k", error="e")]) for _ in "12"
+        page_of(
+            [a_card(prediction=a_map(3)), a_prediction()],
+            [Failure(image_id="b", error_kind="k", error="e")],
+            measured={"predictions": a_measure(1)},
+            trainings={"round 1": a_training(), "round 2": a_training(900)},
+        )
+        for _ in "12"
     )
     assert first == second
 
@@ -238,6 +463,8 @@ def test_bars_share_one_scale_and_an_outlier_does_not_set_it():
         ),
         ({"image": np.zeros((0, 36, 3), np.uint8)}, r"image must be .* with pixels"),
         ({"confidence": np.zeros((24, 36))}, r"confidence must be uint8 \(24, 36\).*got float64"),
+        ({"prediction": np.zeros((24, 35), np.uint8)}, r"prediction must be uint8 .* \(24, 35\)"),
+        ({"prediction": np.zeros((24, 36), bool)}, r"prediction must be uint8 .* got bool"),
         ({"superpixels": np.zeros((24, 35), int)}, r"superpixels must be \(24, 36\).*\(24, 35\)"),
         ({"superpixels": np.full((24, 36), 12)}, r"labels 0\.\.11, got \(24, 36\) with 12\.\.12"),
         ({"features": np.zeros((12, 3))}, r"features must be finite \(R, 4\), got shape \(12, 3\)"),
@@ -249,6 +476,11 @@ def test_bars_share_one_scale_and_an_outlier_does_not_set_it():
 def test_a_card_names_what_does_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         a_card(**changes)
+
+
+def test_a_card_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="must have a label or a prediction, got neither"):
+        Card(image_id="a.jpg", image=np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.mark.parametrize("name", ["max_cards", "max_failures", "thumbnail_side"])
@@ -410,7 +642,7 @@ def test_the_slider_changes_every_mask(page):
     for threshold in (0, 0.29, 0.5, 0.51, 1):
         set_threshold(page, threshold)
         for card in CARDS[:2]:
-            expected = mask_at(threshold, card.confidence)
+            expected = mask_at(threshold, card.label.confidence)
             cutout = pixels_of(page, card.image_id, "cutout")
             np.testing.assert_array_equal(cutout[..., 3], 255 * expected)  # alpha
             shares = page.execute_script(
@@ -426,7 +658,7 @@ def test_the_keyboard_moves_the_threshold(page):
     page.find_element("id", "threshold").send_keys("\ue014" * 20)  # arrow right
     until_level(page, "0.70")
     cutout = pixels_of(page, CARDS[0].image_id, "cutout")
-    np.testing.assert_array_equal(cutout[..., 3], 255 * mask_at(0.7, CARDS[0].confidence))
+    np.testing.assert_array_equal(cutout[..., 3], 255 * mask_at(0.7, CARDS[0].label.confidence))
     page.find_element("id", "reset").send_keys("\ue007")  # enter
     until_level(page, "0.50")
 
@@ -434,7 +666,7 @@ def test_the_keyboard_moves_the_threshold(page):
 @pytest.mark.browser
 def test_mask_plain_mask_and_confidence_are_drawn_from_the_confidence(page):
     card = CARDS[0]
-    inside = mask_at(0.5, card.confidence)
+    inside = mask_at(0.5, card.label.confidence)
     click(page, "[name=cutout][value=plain]")
     plain = pixels_of(page, card.image_id, "cutout")
     np.testing.assert_array_equal(plain[..., :3], np.stack([255 * inside] * 3, axis=-1))
@@ -446,7 +678,7 @@ def test_mask_plain_mask_and_confidence_are_drawn_from_the_confidence(page):
     np.testing.assert_array_equal((mask == [255, 64, 129, 255]).all(axis=-1), border)
     palette = np.reshape(facts_of(page_of([card]))["palette"], (256, 3))
     confidence = pixels_of(page, card.image_id, "confidence")
-    np.testing.assert_array_equal(confidence[..., :3], palette[card.confidence])
+    np.testing.assert_array_equal(confidence[..., :3], palette[card.label.confidence])
 
 
 @pytest.mark.browser
@@ -458,8 +690,8 @@ def test_cards_sort_by_name_confidence_and_disagreement_both_ways(page):
         "dogs/C.jpg",
     ]
     measures = {
-        "confidence": lambda card: image_confidence(card.confidence),
-        "disagreement": lambda card: -disagreement(card.features, card.superpixels),
+        "confidence": lambda card: image_confidence(card.label.confidence),
+        "disagreement": lambda card: -disagreement(card.label.features, card.label.superpixels),
     }
     for order, key in measures.items():
         click(page, f"[name=order][value={order}]")
@@ -483,6 +715,100 @@ def test_cards_are_found_by_name_and_by_fallback(page):
     assert names_shown(page) == ["fotos/Zürich/été #1 50% 写真 🐈.jpg"]
 
 
+COMPARED = [
+    a_card("a.jpg", seed=1, prediction=a_map(21)),
+    a_card("b.jpg", seed=2),  # has no prediction
+    a_prediction("c.jpg", seed=3),  # nor this a label
+    a_card("d.jpg", seed=4, prediction=np.full((24, 36), 200, np.uint8)),
+    a_card("e.jpg", seed=5, prediction=a_card(seed=5).label.confidence),
+]
+
+
+@pytest.fixture
+def compared(browser, tmp_path):
+    path = tmp_path / "index.html"
+    options = {"measured": {"predictions": a_measure(1)}, "trainings": {"network": a_training()}}
+    path.write_text(page_of(COMPARED, **options), encoding="utf-8")
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def shares_of(page):
+    script = """
+        return [...document.querySelectorAll(".card")].map((card) => [
+          card.querySelector(".name").textContent, card.querySelector(".share").textContent])
+        """
+    return dict(page.execute_script(script))
+
+
+def captions_of(page):
+    script = (
+        "return [...document.querySelectorAll('.cutout .what')].map((node) => node.textContent)"
+    )
+    return page.execute_script(script)
+
+
+@pytest.mark.browser
+def test_the_masks_switch_to_those_of_the_prediction(compared):
+    palette = np.reshape(facts_of(page_of(COMPARED))["palette"], (256, 3))
+    for card in (COMPARED[0], COMPARED[2]):
+        drawn = pixels_of(compared, card.image_id, "prediction")
+        np.testing.assert_array_equal(drawn[..., :3], palette[card.prediction])
+    assert captions_of(compared) == [
+        f"Cut-out, {what}"
+        for what in ("pseudo label",) * 2 + ("prediction",) + ("pseudo label",) * 2
+    ]
+    click(compared, "[name=source][value=prediction]")
+    assert captions_of(compared)[:3] == [
+        f"Cut-out, {what}" for what in ("prediction", "pseudo label", "prediction")
+    ]
+    for threshold in (0.29, 0.5, 0.51):
+        set_threshold(compared, threshold)
+        for card in COMPARED[:3]:
+            used = card.label.confidence if card.prediction is None else card.prediction
+            expected = mask_at(threshold, used)
+            alpha = pixels_of(compared, card.image_id, "cutout")[..., 3]
+            np.testing.assert_array_equal(alpha, 255 * expected)
+            share = f"{100 * round(expected.mean(), 4):.1f} %"
+            assert shares_of(compared)[card.image_id] == share
+
+
+@pytest.mark.browser
+def test_the_difference_of_the_masks_is_coloured(compared):
+    click(compared, "[name=source][value=difference]")
+    click(compared, "[name=cutout][value=plain]")
+    set_threshold(compared, 0.4)
+    card = COMPARED[0]
+    label, predicted = (mask_at(0.4, c) for c in (card.label.confidence, card.prediction))
+    colours = np.array([[0, 0, 0], [255, 64, 129], [64, 160, 255], [255, 255, 255]])
+    plain = pixels_of(compared, card.image_id, "cutout")
+    np.testing.assert_array_equal(plain[..., :3], colours[label + 2 * predicted])
+    mask = pixels_of(compared, card.image_id, "mask")
+    both = label & predicted
+    (photo,) = pictures_of(page_of([card]), "original")
+    np.testing.assert_array_equal(mask[both][:, :3], np.asarray(photo)[both])
+    percent = [f"{100 * round(m.mean(), 4):.1f}" for m in (label, predicted)]
+    assert shares_of(compared)["a.jpg"] == f"{percent[0]} / {percent[1]} %"
+    only = mask_at(0.4, COMPARED[1].label.confidence)
+    alone = pixels_of(compared, "b.jpg", "cutout")
+    np.testing.assert_array_equal(alone[..., :3], np.stack([255 * only] * 3, axis=-1))
+
+
+@pytest.mark.browser
+def test_cards_sort_by_agreement_with_those_that_have_none_last(compared):
+    def measure(card):
+        return agreement(card.label.confidence, card.prediction)
+
+    both = [card for card in COMPARED if card.label and card.prediction is not None]
+    expected = [card.image_id for card in sorted(both, key=measure)]
+    click(compared, "[name=order][value=agreement]")
+    assert names_shown(compared) == [*expected, "b.jpg", "c.jpg"]
+    click(compared, "#reverse")
+    assert names_shown(compared) == [*expected[::-1], "b.jpg", "c.jpg"]
+
+
 @pytest.mark.browser
 def test_a_picture_from_the_network_is_refused(browser, address):
     browser.get(address)
@@ -501,19 +827,21 @@ def test_a_picture_from_the_network_is_refused(browser, address):
 def test_nothing_is_wider_than_the_window(browser, tmp_path, width):
     long = "folder/" + 120 * "x" + ".jpg"
     failure = Failure(image_id=long, error_kind=60 * "k", error=200 * "e")
-    card = a_card(long, fallback=150 * "f")
+    cards = [a_card(long, fallback=150 * "f"), a_card(prediction=a_map(1)), a_prediction()]
+    more = {"measured": {60 * "m": a_measure(1)}, "trainings": {60 * "n": a_training(10_000)}}
     path = tmp_path / "index.html"
     run = {"digest": "0f" * 64, "settings": {"text": 300 * "s"}}
-    path.write_text(page_of([card], [failure], title=80 * "t", run=run), encoding="utf-8")
+    path.write_text(page_of(cards, [failure], title=80 * "t", run=run, **more), "utf-8")
     screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     try:
         browser.get(path.as_uri())
         browser.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")
+        click(browser, "[name=source][value=difference]")  # its key is shown
         edges = """
             const root = document.documentElement;
             const right = (node) => node.getBoundingClientRect().right;
-            const boxes = [...document.querySelectorAll("body *")];
+            const boxes = [...document.querySelectorAll("body *:not(.scrolling *)")];
             return [root.clientWidth, root.scrollWidth, ...boxes.map(right)];
             """
         window, *rights = browser.execute_script(edges)

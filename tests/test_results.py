@@ -12,9 +12,10 @@ import pytest
 
 from saff import images, metrics
 from saff.errors import SettingsError
+from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
-from saff.results import evaluate, export, export_path, original, picture, to_png, write_report
-from saff.storage import PSEUDO_LABELS, Folder, claim, read_rows, write_rows
+from saff.results import export, export_path, original, picture, to_png, write_report
+from saff.storage import PREDICTIONS, PSEUDO_LABELS, Folder, claim, read_rows, write_rows
 
 STAGE = "pseudo_labels"
 RNG = np.random.default_rng(3)
@@ -446,4 +447,181 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path):
     output = a_run(tmp_path, [labelled(tmp_path, "a.jpg")])
     (tmp_path / "run" / "report").touch()
     with pytest.raises(SettingsError, match=r"no access to .*/run/report: "):
+        write_report(output)
+
+
+# Report: predictions, evaluation, training
+
+
+def predicted(row, **changes):
+    """A row of predictions for the image of a labelled row."""
+    confidence = RNG.integers(0, 256, (row["height"], row["width"]), np.uint8)
+    kept = {name: row[name] for name in PREDICTIONS.names}
+    return kept | {"confidence": encode_png(confidence), "pseudo_label": None} | changes
+
+
+def write_predictions(output, rows, shard=4):
+    for start in range(0, len(rows), shard):
+        name = f"part-{start // shard:07d}.parquet"
+        write_rows(output / "predictions", name, rows[start : start + shard], PREDICTIONS)
+
+
+def agreements_of(page):
+    found = re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.S)
+    return {card["name"]: card["agreement"] for card in json.loads(found[1])["cards"]}
+
+
+def agreement_of(row, other):
+    first, second = (decode_png(r["confidence"]) >= 128 for r in (row, other))
+    return round(np.sum(first & second) / np.sum(first | second), 4)
+
+
+def totals_of(page):
+    return re.findall(r"<li><b>([\d,]+)</b><span>(.*?)</span>", page)
+
+
+def write_csv(output, name, lines):
+    path = output.path + "/" + name
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def write_steps(output, name, steps, loss=0.5):
+    names = ("step", "loss", "accuracy", "rate", "gradient_norm", "samples", "seconds")
+    lines = [(n, loss / n, 0.75, 0.01, 1.0, 8, 0.25) for n in range(1, steps + 1)]
+    write_csv(
+        output, name + "/metrics.csv", [dict(zip(names, line, strict=True)) for line in lines]
+    )
+
+
+def section_of(page, name):
+    found = re.search(rf'<section class="{name}".*?</section>', page, re.S)
+    return " ".join(markup.unescape(re.sub("<[^>]+>", " ", found[0])).split()) if found else None
+
+
+def test_predictions_stand_beside_the_labels_of_the_same_image(tmp_path):
+    rows = [labelled(tmp_path, f"{n}.jpg") for n in range(12)]
+    rows[1] = failed("1.jpg")
+    output = a_run(tmp_path, rows)
+    others = [predicted(row | {"height": SHAPE[0], "width": SHAPE[1]}) for row in rows]
+    others[2] |= {"confidence": None, "error": "out of luck", "error_kind": "odd"}
+    others[5]["sha256"] = "another file by then"
+    rest = [o for o in others if o["image_id"] != "6.jpg"]
+    for part, present in enumerate((rest[:4], rest[4:7])):  # of the third part there is none
+        write_rows(output / "predictions", f"part-{part:07d}.parquet", present, PREDICTIONS)
+    expected = {row["image_id"]: None for row in rows if row["error_kind"] is None}
+    expected |= {rows[n]["image_id"]: agreement_of(rows[n], others[n]) for n in (0, 3, 4, 7)}
+    page = page_of(output)
+    assert agreements_of(page) == expected
+    assert totals_of(page) == [
+        ("12", "images"),
+        ("11", "labelled"),
+        ("1", "failed"),
+        ("5", "predicted"),
+    ]
+    assert "out of luck" not in page
+    few = agreements_of(page_of(output, max_cards=4))
+    assert few == {name: expected[name] for name in ("0.jpg", "4.jpg", "7.jpg", "10.jpg")}
+
+
+def test_of_predictions_only_those_drawn_are_decoded(tmp_path, monkeypatch):
+    rows = [labelled(tmp_path, f"{n}.jpg") for n in range(20)]
+    output = a_run(tmp_path, rows, shard=5)
+    write_predictions(output, [predicted(row) for row in rows], shard=5)
+    decoded = []
+
+    def counting(data, **options):
+        decoded.append(data)
+        return decode_png(data, **options)
+
+    monkeypatch.setattr("saff.images.decode_png", counting)
+    page_of(output, max_cards=2)
+    assert len(decoded) == 2 * 3  # confidence, superpixels, prediction
+
+
+def test_a_run_of_predictions_alone_has_a_report(tmp_path):
+    rows = [labelled(tmp_path, f"{n}.jpg") for n in range(5)]
+    others = [predicted(row) for row in rows]
+    others[3] |= {"confidence": None, "error": "cut short", "error_kind": "truncated"}
+    output = Folder.at(str(tmp_path / "new"))
+    claim(output, {"saff": "0.1.0", "network": "ab" * 32, "digest": "0e" * 32, "source": "photos"})
+    write_predictions(output, others, shard=2)
+    claim(output / "predictions", {"inference": {"scales": [0.5, 1.0]}, "digest": "0d" * 32})
+    page = page_of(output)
+    assert cards_of(page) == ["0.jpg", "1.jpg", "2.jpg", "4.jpg"]
+    assert totals_of(page) == [("5", "images"), ("4", "predicted"), ("1", "failed")]
+    assert "cut short" in page
+    assert "ab" * 32 in page
+    assert "scales" in page
+    assert "None" not in page
+    assert cards_of(page_of(output, max_cards=2)) == ["0.jpg", "2.jpg"]
+    nothing = Folder.at(str(tmp_path / "nothing"))
+    claim(nothing, {"saff": "0.1.0", "digest": "0e" * 32})
+    with pytest.raises(SettingsError, match="has no pseudo_labels yet; run that job first"):
+        write_report(nothing)
+
+
+def test_the_report_shows_the_evaluation_of_each_stage(tmp_path):
+    rows = [labelled(tmp_path, f"{n}.jpg") for n in range(3)]
+    output = a_run(tmp_path, rows)
+    write_predictions(output, [predicted(row) for row in rows])
+    for row in rows:
+        path = tmp_path / "truth" / row["image_id"].replace("jpg", "png")
+        write_truth(path, *truths(), "binary")
+    assert section_of(page_of(output), "evaluation") is None
+    figures = {}
+    for stage, name in (("predictions", "Predictions"), (STAGE, "Pseudo labels")):
+        summary = evaluate(output, str(tmp_path / "truth"), "binary", stage)
+        values = [summary[key]["max_f"] for key in ("mean_pr", "mean_f", "max_f")]
+        values += [summary["iou"], summary["mae"]]
+        figures[name] = " ".join([name, "3", *(f"{value:.3f}" for value in values)])
+        words = section_of(page_of(output), "evaluation")
+        assert all(row in words for row in figures.values())
+        assert len(re.findall("<polyline", page_of(output))) == len(figures)
+    assert words.index("Pseudo labels") < words.index("Predictions")
+    (tmp_path / "run" / "evaluation" / STAGE / "curve.csv").unlink()  # half an evaluation is none
+    assert "Pseudo labels" not in section_of(page_of(output), "evaluation")
+
+
+def test_the_report_shows_the_training(tmp_path):
+    output = a_run(tmp_path, [labelled(tmp_path, "a.jpg")])
+    assert section_of(page_of(output), "training") is None
+    write_steps(output, "network", 4)
+    claim(output / "network", {"training": {"optimiser": "of choice"}, "digest": "0c" * 32})
+    page = page_of(output)
+    assert "Network 4 1.0 s 0.1250 0.7500 32.0" in section_of(page, "training")
+    assert "of choice" in page
+    write_steps(output, "rounds/1/network", 2, loss=0.3)
+    write_steps(output, "rounds/2/network", 3, loss=0.6)
+    write_steps(output, "rounds/4/network", 3)  # of something older: there is no third
+    words = section_of(page_of(output), "training")
+    assert "Round 1 2 0.5 s 0.1500" in words
+    assert "Round 2 3 0.8 s 0.2000" in words
+    assert "Round 3 4 1.0 s 0.1250" in words
+    assert "Round 4" not in words
+    (tmp_path / "run" / "network" / "metrics.csv").unlink()  # the last has not begun
+    words = section_of(page_of(output), "training")
+    assert ("Round 2" in words, "Round 3" in words) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("network/metrics.csv", "step,loss\n1,0.5\n", "KeyError: 'accuracy'"),
+        ("network/metrics.csv", "step,loss,accuracy,samples,seconds\n1,x,1,1,1\n", "ValueError"),
+        ("evaluation/predictions/curve.csv", "precision,recall\n0.5\n", "TypeError"),
+        ("evaluation/predictions/metrics.json", "{", "JSONDecodeError"),
+        ("evaluation/predictions/metrics.json", "{}", "KeyError: 'beta_squared'"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, said):
+    output = a_run(tmp_path, [labelled(tmp_path, "a.jpg")])
+    write_csv(output, "evaluation/predictions/curve.csv", [{"precision": 1, "recall": 0}])
+    (tmp_path / "run/evaluation/predictions/metrics.json").write_text('{"beta_squared": 0.3}')
+    (tmp_path / "run/network").mkdir()
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(SettingsError, match=rf"/run/{name} is damaged: {said}"):
         write_report(output)

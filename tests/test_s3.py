@@ -16,8 +16,9 @@ import pytest
 from saff import cli
 from saff.cluster import LabelPart, describe_run, label_row, plan
 from saff.errors import SettingsError
+from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
-from saff.results import evaluate, export, write_report
+from saff.results import export, write_report
 from saff.storage import (
     MANIFEST,
     Folder,
