@@ -21,21 +21,23 @@ class Training:
     """A name that ``saff.network.load`` knows, or ``package.module:factory``."""
     network_weights: str | None = None
     """File or URI of the trunk's weights; none: the published ones."""
-    side: int = 416
+    frozen_stages: int = 3
+    """First stages of the trunk that stay as they are: edges and colours, known from ImageNet."""
+    side: int = 512
     """Longer images are shrunk to this many pixels before anything else."""
-    scale: tuple[float, float] = (0.6, 1.3)
+    scale: tuple[float, float] = (0.6, 1.2)
     """Each sample is scaled by a factor between these, as likely small as large (log-uniform)."""
-    crop: int = 256
+    crop: int = 320
     """Side of the square that the network sees, in pixels."""
     batch: int = 8
     """Samples a step, over all workers."""
     accumulation: int = 1
     """Parts that a worker's share of a batch is computed in, one after the other; saves memory."""
-    steps: int = 500
+    steps: int = 600
     """Steps of the optimiser."""
-    labels: Literal["hard", "soft"] = "soft"
+    labels: Literal["hard", "soft"] = "hard"
     """Targets: the confidence binarised at 0.5 (published), or the confidence itself."""
-    doubt: float = 0.0
+    doubt: float = 0.2
     """Pixels with a confidence nearer to 0.5 than this are ignored; in [0, 0.5]."""
 
     optimiser: Literal["sgd", "adamw"] = "adamw"
@@ -72,7 +74,15 @@ class Training:
         whole = ("side", "crop", "batch", "accumulation", "steps", "checkpoint_every")
         for name in (*whole, "keep_checkpoints"):
             _at_least(self, "training.", name, 1)
-        for name in ("warmup", "seed", "head_rate", "bias_rate", "power", "weight_decay"):
+        for name in (
+            "frozen_stages",
+            "warmup",
+            "seed",
+            "head_rate",
+            "bias_rate",
+            "power",
+            "weight_decay",
+        ):
             _at_least(self, "training.", name, 0)
         if not 0 < self.scale[0] <= self.scale[1]:
             raise SettingsError(f"training.scale must be 0 < low <= high, got {list(self.scale)}")
@@ -89,7 +99,7 @@ class Training:
 class Inference:
     """How a trained network is asked."""
 
-    sides: tuple[int, ...] = (416,)
+    sides: tuple[int, ...] = (512,)
     """Longer sides of the network's input in pixels; the answers are averaged."""
     mirror: bool = False
     """Ask for the mirrored image too."""
@@ -226,12 +236,12 @@ def paper() -> Config:
         gamma=1.0,
         training=Training(
             network="vgg16",
-            side=512,
+            frozen_stages=0,
             scale=(0.5, 1.5),
             crop=321,
             batch=10,
             steps=20_000,
-            labels="hard",
+            doubt=0.0,
             optimiser="sgd",
             rate=1e-3,
             bias_rate=2.0,

@@ -61,9 +61,11 @@ def describe(training: Training, corpus: Corpus, labels: Row) -> Row:
 
 def start_network(training: Training) -> Network:
     """Make the network that training starts from."""
-    return networks.load(
+    network = networks.load(
         training.network, pretrained=True, weights=training.network_weights, seed=training.seed
     )
+    networks.freeze(network, training.frozen_stages)
+    return network
 
 
 def state_digest(state: dict[str, torch.Tensor]) -> str:

@@ -21,7 +21,11 @@ from saff.storage import read_rows
 ROOT = Path(__file__).parent.parent
 FLAGS = {
     "label": ["--images", "--manifest", "--output", "--config", "--retry-failed", "--dry-run"],
-    "segment": ["--output", "-o", "--what", "--config"],
+    "run": ["--images", "--manifest", "--output", "--config", "--rounds", "--truth", "--gpus"],
+    "train": ["--output", "--config", "--workers", "--gpus", "--resume", "--restart"],
+    "reinfer": ["--output", "--network", "--images", "--manifest", "--workers", "--retry-failed"],
+    "segment": ["--output", "-o", "--what", "--network", "--config"],
+    "export-network": ["--to"],
     "export": ["--to", "--what", "--stage", "mask", "confidence", "overlay", "cutout"],
     "evaluate": ["--output", "--truth", "--truth-format", "--stage", "--no-normalise", "voc"],
     "report": ["--cards"],
@@ -87,9 +91,9 @@ def test_the_version(call):
     assert call("--version") == (0, f"{saff.__version__}\n", "")
 
 
-@pytest.mark.parametrize("job", ["pseudo_labels", "evaluate"])
+@pytest.mark.parametrize("job", ["pseudo_labels", "train", "reinfer", "evaluate", "pipeline"])
 def test_a_job_is_a_script_with_the_same_flags(job, tmp_path):
-    command = {"pseudo_labels": "label"}.get(job, job)
+    command = {"pseudo_labels": "label", "pipeline": "run"}.get(job, job)
     shown = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
         capture_output=True,
@@ -205,6 +209,11 @@ def test_settings_that_cannot_work(call, corpus, tmp_path, monkeypatch, content,
         ["label", "--manifest", "m.csv", "--output", "/out"],
         ["evaluate", "out", "--truth", "/truth"],
         ["evaluate", "/out", "--truth", "truth"],
+        ["train", "--output", "out"],
+        ["reinfer", "--output", "out"],
+        ["reinfer", "--output", "/out", "--network", "run", "--images", "/photos"],
+        ["run", "/photos", "--output", "out"],
+        ["run", "/photos", "--output", "/out", "--truth", "truth"],
     ],
 )
 def test_a_submitted_job_refuses_relative_paths(call, tmp_path, monkeypatch, words):

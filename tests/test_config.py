@@ -4,7 +4,7 @@ import json
 import pytest
 
 from saff import config
-from saff.config import Config
+from saff.config import Config, Inference, Training
 from saff.errors import SettingsError
 
 CHANGED = {  # a value of each field that is neither the recommended nor the published one
@@ -29,6 +29,8 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "prior_strength": 0.125,
     "spread": {"default": False, "paper": True},
     "gamma": 1.25,
+    "training": Training(steps=77, scale=(0.9, 1.1), network_weights="trunk.pth"),
+    "inference": Inference(sides=(100, 200), mirror=True),
 }
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
@@ -125,6 +127,13 @@ def test_settings_cannot_be_changed_in_place():
         ('{"prior": [1, 2, 3, NaN]}', "prior must be 4 finite numbers, got"),
         ('{"prior": [1, 2, 3, true]}', "prior must be 4 finite numbers, got"),
         ('{"prior": "0000"}', "prior must be 4 finite numbers, got '0000'"),
+        ('{"training": 5}', "training must be an object of settings, got 5"),
+        ('{"training": {"stepz": 5}}', r"unknown settings training\.stepz; known: .*, steps, "),
+        ('{"training": {"steps": 0}}', r"training\.steps must be at least 1, got 0"),
+        ('{"training": {"steps": 1.5}}', r"training\.steps must be a whole number, got 1\.5"),
+        ('{"training": {"scale": [1]}}', r"training\.scale must be 2 finite numbers, got \[1\]"),
+        ('{"inference": {"sides": 5}}', r"inference\.sides must be a list of whole numbers, got 5"),
+        ('{"inference": {"sides": [0.5]}}', r"inference\.sides must be a list of whole numbers"),
     ],
 )
 def test_json_that_is_no_configuration_is_refused_by_name(text, message):
@@ -156,3 +165,46 @@ def test_json_that_is_no_configuration_is_refused_by_name(text, message):
 def test_values_that_cannot_work_are_refused_by_name(values, message):
     with pytest.raises(SettingsError, match=f"^{message}"):
         Config(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"frozen_stages": -1}, "frozen_stages must be at least 0, got -1"),
+        ({"scale": (0.0, 1.0)}, r"scale must be 0 < low <= high, got \[0.0, 1.0\]"),
+        ({"scale": (1.0, 0.5)}, r"scale must be 0 < low <= high, got \[1.0, 0.5\]"),
+        ({"doubt": 0.6}, r"doubt must be in \[0, 0.5\], got 0.6"),
+        ({"rate": 0.0}, "rate must be above 0, got 0.0"),
+        ({"average": 1.0}, r"average must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"optimiser": "adam"}, "optimiser must be 'sgd' or 'adamw', got 'adam'"),
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_by_name(values, message):
+    with pytest.raises(SettingsError, match=rf"^training\.{message}"):
+        Training(**values)
+
+
+@pytest.mark.parametrize("sides", [(), (0,)])
+def test_an_inference_that_cannot_work_is_refused_by_name(sides):
+    with pytest.raises(SettingsError, match=r"^inference\.sides must be at least 1"):
+        Inference(sides=sides)
+
+
+def test_networks_do_not_decide_what_pseudo_labels_are():
+    other = dataclasses.replace(
+        config.default(), training=Training(steps=1), inference=Inference(sides=(1,))
+    )
+    assert other.labeling() == config.default().labeling()
+    assert other.digest() != config.default().digest()
+    assert config.paper().labeling() != config.default().labeling()
+
+
+def test_the_papers_recipe():
+    training = config.paper().training
+    assert (training.network, training.crop, training.batch) == ("vgg16", 321, 10)
+    assert (training.steps, training.rate, training.power) == (20_000, 1e-3, 0.9)
+    assert (training.optimiser, training.momentum, training.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert (training.labels, training.doubt, training.average) == ("hard", 0.0, 0.0)
+    assert (training.bias_rate, training.head_rate, training.frozen_stages) == (2.0, 10.0, 0)

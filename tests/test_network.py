@@ -169,6 +169,30 @@ def test_a_network_of_ones_own():
         network.load("torch.nn:ReLU")
 
 
+@pytest.mark.parametrize(
+    ("backbone", "stages", "first"),
+    [
+        ("vgg16", 5, 64 * 27 + 64 + 64 * 576 + 64),
+        ("resnet101", 5, 9408 + 128),
+        ("efficientnet_lite0", 7, 928 + 896),
+    ],
+)
+def test_stages_are_frozen_from_the_first(backbone, stages, first):
+    made = deeplab_v2(backbone)
+    assert len(made.stages()) == stages
+    network.freeze(made, 0)
+    assert all(p.requires_grad for p in made.parameters())
+    network.freeze(made, 1)
+    assert sum(p.numel() for p in made.parameters() if not p.requires_grad) == first
+    network.freeze(made, stages)
+    assert not any(p.requires_grad for p in made.trunk.parameters())
+    assert all(p.requires_grad for p in made.head.parameters())
+    with pytest.raises(SettingsError, match=rf"frozen_stages must be at most {stages} for a .*99"):
+        network.freeze(made, 99)
+    with pytest.raises(SettingsError, match="frozen_stages must be at most 0 for a Tiny, got 1"):
+        network.freeze(Tiny(), 1)
+
+
 # Dropout
 
 

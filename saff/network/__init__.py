@@ -9,9 +9,9 @@ from torch import nn
 
 from saff import backends
 from saff.errors import SettingsError
-from saff.network.base import Network, channels_last
+from saff.network.base import Network, channels_last, freeze
 
-__all__ = ["BACKBONES", "Network", "deeplab_v2", "load"]
+__all__ = ["BACKBONES", "Network", "deeplab_v2", "freeze", "load"]
 
 BACKBONES = ("efficientnet_lite0", "resnet101", "vgg16")
 

@@ -54,6 +54,13 @@ class DeepLabV2(Network):
         self.head = nn.ModuleList(head)
         self.mean, self.std = mean, std
 
+    def stages(self) -> Sequence[nn.Module]:
+        """Blocks of VGG-16 between its poolings; stem and layers of ResNet-101."""
+        layers = list(self.trunk.children())
+        ends = [i for i, layer in enumerate(layers, 1) if _ends_stage(layer)]
+        starts = [0, *ends[:-1]]
+        return [nn.Sequential(*layers[a:b]) for a, b in zip(starts, ends, strict=True)]
+
     def forward(self, x: Tensor) -> Tensor:
         """Float (N, 3, H, W) to logits (N, classes, H/8, W/8), sides rounded up."""
         features = self.trunk(x)
@@ -140,6 +147,10 @@ def resnet101(classes: int, *, pretrained: bool, weights: str | None) -> DeepLab
     preset = published.transforms()
     mean, std = (tuple(255 * value for value in values) for values in (preset.mean, preset.std))
     return DeepLabV2(trunk, [nn.Identity() for _ in DILATIONS], head, mean, std)
+
+
+def _ends_stage(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.MaxPool2d | nn.Sequential)
 
 
 def _normal(layer: nn.Conv2d) -> nn.Conv2d:

@@ -5,6 +5,7 @@ added at stride 16, branches of different dilation look at the sum, and a level 
 before the scores.  That costs a fifth of dilating the trunk itself, as VGG-16 is.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class LiteTrunk(nn.Module):
         super().__init__()
         self._conv_stem, self._bn0 = network._conv_stem, network._bn0
         self._blocks = network._blocks
-        self.ends = network.stage_ends[FIRST_LEVEL:]
+        self.stage_ends = network.stage_ends
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Outputs of stages 3 (stride 8), 4, 5 (16), 6 and 7 (32)."""
@@ -38,7 +39,7 @@ class LiteTrunk(nn.Module):
         levels = []
         for index, block in enumerate(self._blocks):
             x = block(x)
-            if index in self.ends:
+            if index in self.stage_ends[FIRST_LEVEL:]:
                 levels.append(x)
         return levels
 
@@ -84,6 +85,16 @@ class LiteDeepLab(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Float (N, 3, H, W), sides multiples of 32, to logits (N, classes, H/8, W/8)."""
         return cast(Tensor, self.head(self.trunk(x)))
+
+    def stages(self) -> Sequence[nn.Module]:
+        """The seven stages of the trunk, the stem with the first."""
+        trunk = self.trunk
+        blocks = list(trunk._blocks)
+        starts = [0, *(end + 1 for end in trunk.stage_ends[:-1])]
+        ends = [end + 1 for end in trunk.stage_ends]
+        stages = [blocks[a:b] for a, b in zip(starts, ends, strict=True)]
+        stages[0] = [trunk._conv_stem, trunk._bn0, *stages[0]]
+        return [nn.ModuleList(stage) for stage in stages]
 
 
 def efficientnet_lite0(classes: int, *, pretrained: bool, weights: str | None) -> LiteDeepLab:
