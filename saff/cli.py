@@ -171,7 +171,9 @@ def run(
         str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
     ] = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
-    rounds: Annotated[int, typer.Option(min=1, help="Trainings, each on the last's masks.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Trainings; each learns from the masks of the one before.")
+    ] = 2,
     workers: WorkersOption = None,
     gpus: GpusOption = None,
     truth: Annotated[str | None, typer.Option(help="Folder of PNG masks to measure with.")] = None,

@@ -37,7 +37,7 @@ def run(output: Path) -> None:
     folder = Folder.at(str(output / "run"))
     source = Folder.at(str(photos)).uri
     page = run_pipeline(
-        source, list_images(str(photos)), folder, settings(), say=lambda line: typer.echo(line)
+        source, list_images(str(photos)), folder, settings(), rounds=1, say=typer.echo
     )
     for what in ("mask", "overlay", "cutout"):
         results.export(folder, output / what, what)

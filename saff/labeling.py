@@ -148,6 +148,52 @@ def label_image(
     )
 
 
+def spread_map(
+    image: Image, confidence: PixelMap, config: Config | None = None, models: Models | None = None
+) -> PixelMap:
+    """Spread a confidence map over the semantic neighbours of an image, as Eq. 3 spreads saliency.
+
+    What a network has inferred becomes even over each object, and keeps to superpixels: labels for
+    another network to learn from.
+
+    Parameters
+    ----------
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+    config : Config, optional
+        Settings of encoder, superpixels and M_s; without it ``saff.config.default()``.
+    models : Models, optional
+        Loaded back ends; without it those that ``config`` names.
+
+    Returns
+    -------
+    spread : float32 array of shape (H, W)
+        From 0 to 1, or flat; constant on each superpixel.
+
+    Raises
+    ------
+    ValueError
+        If the shapes disagree.
+    """
+    if confidence.shape != image.shape[:2]:
+        raise ValueError(f"confidence must be {image.shape[:2]}, got shape {confidence.shape}")
+    config = config or settings.default()
+    models = models or load_models(config)
+    with single_thread():
+        small = shrink(image, config.working_side)
+        superpixels = slic(small, config.superpixel_count)
+        _, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
+        if small.shape != image.shape:
+            size = (small.shape[1], small.shape[0])
+            shrunk = cv2.resize(confidence, size, interpolation=cv2.INTER_AREA)
+            confidence = np.asarray(shrunk, np.float32)
+        regions = region_means(confidence[None], superpixels)[:, 0]
+        scores = stretch(context(similarity_s, regions))
+    return scores.astype(np.float32)[enlarge(superpixels, *image.shape[:2])]
+
+
 def encode_semantics(
     maps: semantic.SemanticMaps, superpixels: LabelMap, config: Config
 ) -> tuple[Features, Matrix]:

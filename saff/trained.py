@@ -151,8 +151,13 @@ class NetworkFolder:
         if not self.folder.exists("metrics.csv"):
             return []
         text = self.folder.read("metrics.csv").decode()
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        rows = [_metrics(row) for row in csv.DictReader(io.StringIO(text))]
         return [row for row in rows if up_to is None or row["step"] <= up_to]
+
+
+def _metrics(row: dict[str, str]) -> Metrics:
+    """Numbers of a line of the log, written as they were."""
+    return {k: int(v) if k in ("step", "samples") else float(v) for k, v in row.items()}
 
 
 def _events(rows: Sequence[Metrics]) -> bytes:

@@ -11,7 +11,14 @@ import saff
 from saff import config, labeling
 from saff.encoding import context, stretch
 from saff.errors import SettingsError
-from saff.labeling import Models, encode_edges, encode_semantics, label_image, load_models
+from saff.labeling import (
+    Models,
+    encode_edges,
+    encode_semantics,
+    label_image,
+    load_models,
+    spread_map,
+)
 from saff.semantic import SemanticMaps
 from saff.superpixels import slic
 from saff.threads import single_thread
@@ -409,3 +416,23 @@ def test_an_edge_map_counts_in_units_of_its_average():
     np.testing.assert_allclose(scaled, similarity, rtol=1e-12)
     none = encode_edges(np.zeros_like(edge_map), superpixels, config.default())
     np.testing.assert_array_equal(none, np.ones_like(similarity))
+
+
+def test_a_map_is_spread_as_the_score_is(photographs, small):
+    image = photographs["chelsea"]
+    labeled = label_image(image, small)
+    scores = np.clip(labeled.features @ labeled.weights + labeled.bias, 0, 1)
+    before = scores.astype(np.float32)[labeled.superpixels]
+    spread = spread_map(image, before, small)
+    assert spread.dtype == np.float32
+    np.testing.assert_allclose(spread**small.gamma, labeled.confidence, atol=1e-4)
+
+
+def test_a_map_of_a_large_image_is_spread_small(photographs, small):
+    image = cv2.resize(photographs["coffee"], (900, 700))
+    config = dataclasses.replace(small, working_side=180)
+    found = spread_map(image, np.float32(image.mean(2) / 255), config)
+    assert found.shape == (700, 900)
+    assert (found.min(), found.max()) == (0, 1)
+    with pytest.raises(ValueError, match=r"confidence must be \(700, 900\), got shape \(7, 9\)"):
+        spread_map(image, np.zeros((7, 9), np.float32), config)

@@ -26,6 +26,7 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.inference import predict
+from saff.labeling import spread_map
 from saff.storage import Folder, list_images, read_rows
 from saff.trained import load_trained
 from saff.training import TrainingError
@@ -226,13 +227,15 @@ def test_an_image_that_breaks_the_network_is_a_row(trained_once, tmp_path, monke
 # The pipeline
 
 
+def config_of(steps=4):
+    short = SETTINGS["training"] | {"steps": steps}
+    return config.from_json(json.dumps(SETTINGS | {"training": short}))
+
+
 def pipeline(corpus, output, **options):
-    settings = config.from_json(
-        json.dumps(SETTINGS | {"training": SETTINGS["training"] | {"steps": 4}})
-    )
     said = []
     page = run_pipeline(
-        str(corpus), list_images(str(corpus)), output, settings, say=said.append, **options
+        str(corpus), list_images(str(corpus)), output, config_of(), say=said.append, **options
     )
     return page, said
 
@@ -245,9 +248,16 @@ def test_two_rounds_from_images_to_a_report(corpus, one_node, tmp_path):
     for folder in ("network", "rounds/1/network"):
         assert (output / folder).exists("weights.pt")
     second = json.loads((output / "network").read("run.json"))["labels"]
-    assert second["stage"] == "rounds/1/predictions"
-    assert predictions_of(output).keys() == predictions_of(output, "rounds/1/predictions").keys()
-    moved = agreement(output, "rounds/1/predictions", "predictions")
+    assert second["stage"] == "rounds/1/labels"
+    labels = predictions_of(output, "rounds/1/labels")
+    for image_id, row in predictions_of(output, "rounds/1/predictions").items():
+        assert labels[image_id]["error_kind"] == row["error_kind"]
+        if row["error_kind"] is None:
+            grey = images.decode_png(row["confidence"])
+            spread = spread_map(images.read(row["uri"]), np.float32(grey / 255), config_of())
+            assert labels[image_id]["confidence"] == encode_prediction(spread)["confidence"]
+    assert predictions_of(output).keys() == labels.keys()
+    moved = agreement(output, "rounds/1/labels", "predictions")
     assert said[2].endswith(f"agreement with what it learnt from {moved:.3f}")
     assert agreement(output, "predictions", "predictions") == 1.0
     files = {p: p.stat().st_mtime_ns for p in Path(output.path).rglob("*") if p.is_file()}
@@ -272,7 +282,7 @@ def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, 
 def test_a_killed_pipeline_continues_where_it_was(corpus, one_node, tmp_path):
     """The driver is killed in the middle of training; the same command gives the same network."""
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps(SETTINGS | {"training": SETTINGS["training"] | {"steps": 12}}))
+    settings.write_text(config_of(steps=12).to_json())
     outputs = [tmp_path / "killed", tmp_path / "whole"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 

@@ -18,7 +18,7 @@ LABELS = {"stage": "pseudo_labels", "digest": "d1"}
 
 
 def metrics(step):
-    return dict.fromkeys(trained.COLUMNS, step / 7) | {"step": step}
+    return dict.fromkeys(trained.COLUMNS, step / 7) | {"step": step, "samples": 8}
 
 
 @pytest.fixture
@@ -82,6 +82,9 @@ def test_metrics_come_back(results):
     results.write_metrics(rows)
     assert results.read_metrics() == rows
     assert results.read_metrics(up_to=3) == rows[:3]
+    before = results.folder.read("metrics.csv")
+    results.write_metrics(results.read_metrics())  # as after an interruption
+    assert results.folder.read("metrics.csv") == before
 
 
 def test_tensorboard_reads_the_metrics(results):

@@ -149,11 +149,9 @@ def train_network(
 
 
 def _labels_digest(output: Folder, stage: str) -> str:
-    """Say which labels a stage holds: by its run, or by the network that made them."""
-    parent, _, name = stage.rpartition("/")
-    if name == "predictions":
-        return str(read_run(output / stage)["digest"])
-    return str(read_run(output / parent if parent else output)["digest"])
+    """Say which labels a stage holds: pseudo labels by the run, others by their own run.json."""
+    folder = output if stage == "pseudo_labels" else output / stage
+    return str(read_run(folder)["digest"])
 
 
 def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]:

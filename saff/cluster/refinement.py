@@ -1,0 +1,95 @@
+"""Between two rounds: predictions spread over semantic neighbours, as labels for the next."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import saff
+from saff import images
+from saff.arrays import Image
+from saff.backends import identity
+from saff.cluster.parts import Plan, Stage, image_row, map_parts, plan, start_ray
+from saff.cluster.predictions import encode_prediction
+from saff.config import Config
+from saff.labeling import load_models, spread_map
+from saff.progress import Progress
+from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run
+
+
+@dataclass(frozen=True, slots=True)
+class RefinePart:
+    """Refine the predictions of one part; a callable that Ray maps over part names.
+
+    Attributes
+    ----------
+    output : Folder
+        The run's output.
+    predictions, labels : str
+        Folders of the shards to read and to write.
+    config : Config
+        Settings of :func:`saff.labeling.spread_map`.
+    """
+
+    output: Folder
+    predictions: str
+    labels: str
+    config: Config
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the shard of ``row["part"]``."""
+        found = read_rows(self.output / self.predictions, row["part"])
+        predicted = {r["image_id"]: r for r in found}
+        stage = Stage(self.output, self.labels, PREDICTIONS)
+        return stage.do_part(row["part"], lambda rows: [self._row(r, predicted) for r in rows])
+
+    def _row(self, manifest_row: Row, predicted: dict[str, Row]) -> Row:
+        prediction = predicted[manifest_row["image_id"]]
+        if prediction["error_kind"] is not None:
+            return prediction
+
+        def spread(image: Image) -> Row:
+            pixels = prediction["height"] * prediction["width"]
+            grey = images.decode_png(prediction["confidence"], max_pixels=pixels)
+            confidence = np.asarray(grey / 255, np.float32)
+            return encode_prediction(spread_map(image, confidence, self.config))
+
+        return image_row(manifest_row, PREDICTIONS, self.config.max_pixels, spread)
+
+
+def refine_corpus(output: Folder, config: Config, predictions: str, labels: str) -> Plan:
+    """Spread the predictions of a stage over semantic neighbours, into another stage; resumable.
+
+    Parameters
+    ----------
+    output : Folder
+        A run.
+    config : Config
+        Settings of the encoder, of superpixels and of M_s.
+    predictions, labels : str
+        Stages to read and to write, folders of the output.
+
+    Returns
+    -------
+    plan : Plan
+        What the stage of labels holds at the end.
+    """
+    content = {
+        "saff": saff.__version__,
+        "predictions": read_run(output / predictions)["digest"],
+        "config": config.labeling(),
+        "encoder": identity(load_models(config).encoder),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    claim(output / labels, content | {"digest": digest})
+    todo = plan(output, labels)
+    if todo.parts:
+        start_ray()
+        task = RefinePart(output, predictions, labels, config)
+        with Progress("refine", todo.left) as progress:
+            for part in map_parts(task, todo.parts):
+                progress.advance(part["images"] - part["kept"], part["failed"])
+        (output / labels).sweep()
+    return plan(output, labels)
