@@ -33,7 +33,7 @@ class Training:
     """Samples a step, over all workers."""
     accumulation: int = 1
     """Parts that a worker's share of a batch is computed in, one after the other; saves memory."""
-    steps: int = 600
+    steps: int = 500
     """Steps of the optimiser."""
     labels: Literal["hard", "soft"] = "hard"
     """Targets: the confidence binarised at 0.5 (published), or the confidence itself."""
@@ -99,7 +99,7 @@ class Training:
 class Inference:
     """How a trained network is asked."""
 
-    sides: tuple[int, ...] = (512,)
+    sides: tuple[int, ...] = (384, 512)
     """Longer sides of the network's input in pixels; the answers are averaged."""
     mirror: bool = False
     """Ask for the mirrored image too."""
