@@ -166,6 +166,11 @@ def _window_order(
 # Pixels
 
 
+def scratch(name: str) -> Path:
+    """Folder of this user for what can be made again."""
+    return Path(tempfile.gettempdir()) / f"saff-{name}-{os.getuid()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Cache:
     """Decoded and shrunk images with their labels, on this node's disk; the oldest parts go first.
@@ -184,7 +189,7 @@ class Cache:
 
     labels: Folder
     side: int
-    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "saff-cache")
+    folder: Path = field(default_factory=lambda: scratch("cache"))
     limit: int = CACHE_BYTES
 
     def read(self, part: str, rows: Sequence[int]) -> list[AnyArray]:
@@ -211,7 +216,7 @@ class Cache:
         return hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz"
 
     def _fill(self, part: str, path: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
             with zipfile.ZipFile(draft, "w") as archive:

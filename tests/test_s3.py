@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 
 import fsspec
@@ -15,10 +16,13 @@ import pytest
 
 from saff import cli
 from saff.cluster import LabelPart, describe_run, label_row, plan
+from saff.cluster.predictions import PredictPart
+from saff.config import Inference, Training
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
 from saff.results import export, write_report
+from saff.samples import Cache, Loader, batches, open_corpus
 from saff.storage import (
     MANIFEST,
     Folder,
@@ -31,6 +35,8 @@ from saff.storage import (
     read_run,
     write_rows,
 )
+from saff.trained import NetworkFolder, describe, start_network
+from saff.training import train
 
 pytestmark = pytest.mark.s3
 
@@ -240,6 +246,45 @@ def test_results_are_taken_out_of_a_bucket(in_bucket, bucket, tmp_path, photogra
     assert write_report(in_bucket) == f"{in_bucket.uri}/report/index.html"
     page = (in_bucket / "report").read("index.html").decode()
     assert page.count('<figure class="original">') == 4
+
+
+def test_a_network_is_trained_and_asked_in_a_bucket(in_bucket, tmp_path):
+    training = Training(crop=32, side=64, batch=2, steps=4, checkpoint_every=2, keep_checkpoints=1)
+    corpus = open_corpus(in_bucket / "pseudo_labels")
+    results = NetworkFolder(in_bucket / "network")
+    run = describe(training, corpus, {"stage": "pseudo_labels", "digest": "d"})
+    results.claim(run)
+    loader = Loader(corpus, training, Cache(corpus.labels, 64, tmp_path / "cache"))
+    rows = []
+
+    def keep(state):
+        results.save(state, run["digest"], training.keep_checkpoints)
+        results.write_metrics(rows)
+
+    half = islice(batches(loader), 2)
+    train(start_network(training), half, training, on_step=rows.append, on_checkpoint=keep)
+    state = results.latest(run["digest"])
+    assert state.step == 2
+    rest = batches(loader, state.step)
+    final = train(
+        start_network(training),
+        rest,
+        training,
+        state=state,
+        on_step=rows.append,
+        on_checkpoint=keep,
+    )
+    results.finish(final.weights())
+    assert results.checkpoints.names("") == ["step-00000004.pt"]
+    assert [row["step"] for row in results.read_metrics()] == [1, 2, 3, 4]
+
+    part = PredictPart(in_bucket, "predictions", in_bucket, Inference(sides=(64,)))
+    counts = [part({"part": name}) for name in (in_bucket / "manifest").names(".parquet")]
+    assert sum(c["images"] for c in counts) == 7
+    assert sum(c["failed"] for c in counts) == 3
+    results.clear()
+    assert not results.is_done()
+    assert results.checkpoints.names("") == []
 
 
 def test_an_image_that_was_replaced_has_no_overlay(in_bucket, photos, tmp_path, put):

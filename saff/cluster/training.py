@@ -5,13 +5,12 @@ of the workers, the first or after a fault, begins at the newest one.
 """
 
 import os
-import tempfile
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from saff.cluster.parts import start_ray
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.progress import Progress
-from saff.samples import Batch, Cache, Corpus, Loader, open_corpus
+from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
 from saff.storage import Folder, read_run
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import Metrics, State, TrainingError, train
@@ -126,6 +125,7 @@ def train_network(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     job = Job(results, corpus, training, run["digest"], board)
+    name = uuid.uuid4().hex
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job},
@@ -135,13 +135,16 @@ def train_network(
             resources_per_worker={"GPU": 1, "CPU": 1} if on_gpu else {"CPU": CPU_SHARE},
         ),
         run_config=RunConfig(  # its own folder holds nothing that is needed afterwards
-            name=f"saff-{uuid.uuid4().hex}",
-            storage_path=str(Path(tempfile.gettempdir()) / "saff-ray-train"),
+            name=name,
+            storage_path=str(scratch("ray-train")),
             failure_config=FailureConfig(max_failures=MOST_FAILURES),
         ),
     )
-    with showing(board, training.steps):
-        trainer.fit()
+    try:
+        with showing(board, training.steps):
+            trainer.fit()
+    finally:
+        shutil.rmtree(scratch("ray-train") / name, ignore_errors=True)
     _, fault = ray.get(board.read.remote())
     if fault:
         raise TrainingError(fault)
@@ -262,7 +265,9 @@ def _work(job: Job) -> None:
 
 def threads(workers: int) -> int:
     """Threads of one of several workers on this node, so that they share its cores."""
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    limited = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
+    return max(1, cores // workers)
 
 
 @dataclass(frozen=True, slots=True)
