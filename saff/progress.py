@@ -66,7 +66,7 @@ class Progress:
     def resume(self, done: int) -> None:
         """Begin at ``done`` units, which took no time."""
         self.before = done
-        self.start = time.monotonic()
+        self.start = self.logged = time.monotonic()
 
     def reach(self, done: int, note: str) -> None:
         """Say that ``done`` units are done, and a few words beside it."""

@@ -109,3 +109,16 @@ def test_it_goes_to_standard_error_by_itself(capsys, clock):
         counted.advance(2, 0)
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_steps_that_were_done_before_do_not_count_for_the_rate(clock):
+    stream = io.StringIO()
+    with Progress("train", 500, stream, unit="steps") as progress:
+        clock(100)  # until the workers have started
+        progress.resume(200)
+        progress.reach(200, "loss 0.5")
+        assert stream.getvalue() == ""
+        clock(20)
+        progress.reach(240, "loss 0.4")
+    first = stream.getvalue().splitlines()[0]
+    assert first == "train: 240 of 500 steps, loss 0.4, 2.0 steps/s, 2 min 10 s left"

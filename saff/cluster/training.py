@@ -197,7 +197,7 @@ def showing(board: Any, steps: int) -> Iterator[None]:
             metrics, _ = ray.get(board.read.remote())
             if metrics:
                 if not begun:
-                    progress.resume(int(metrics["step"]) - 1)
+                    progress.resume(int(metrics["step"]))
                     begun = True
                 note = f"loss {metrics['loss']:.4f}, rate {metrics['rate']:.2g}"
                 progress.reach(int(metrics["step"]), note)
