@@ -65,6 +65,7 @@ def predict_many(
     images: Sequence[Image],
     settings: Inference,
     device: torch.device | str = "cpu",
+    sizes: Sequence[Size] | None = None,
 ) -> list[PixelMap]:
     """Foreground confidence of several images; each as :func:`predict` gives it.
 
@@ -74,13 +75,15 @@ def predict_many(
         As for :func:`predict`.
     images : sequence of uint8 arrays of shape (H, W, 3)
         RGB, of any sizes.
+    sizes : sequence of tuple of int, optional
+        (H, W) of the maps, where :func:`to_working_size` has shrunk the images.
     """
     for image in images:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     device = torch.device(device)
     with single_thread(), torch.inference_mode():
-        small = [shrink(image, WORKING_SIDE) for image in images]
+        small = [to_working_size(image) for image in images]
         sums: list[PixelMap] = [np.zeros(image.shape[:2], np.float32) for image in small]
         buckets: dict[Size, list[int]] = {}
         for index, image in enumerate(small):
@@ -95,9 +98,13 @@ def predict_many(
             refine(settings.refinement, mean, image)
             for mean, image in zip(means, small, strict=True)
         ]
-        return [
-            _to_size(confidence, image) for confidence, image in zip(refined, images, strict=True)
-        ]
+        sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
+        return [_to_size(confidence, size) for confidence, size in zip(refined, sizes, strict=True)]
+
+
+def to_working_size(image: Image) -> Image:
+    """Shrink an image to the size at which it is computed; small ones stay as they are."""
+    return shrink(image, WORKING_SIDE)
 
 
 def batch_on(device: torch.device) -> int:
@@ -157,9 +164,9 @@ def _resize(array: AnyArray, size: Size) -> AnyArray:
     return cv2.resize(array, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _to_size(confidence: PixelMap, image: Image) -> PixelMap:
+def _to_size(confidence: PixelMap, size: Size) -> PixelMap:
     """Bring a map to its image's size."""
-    height, width = image.shape[:2]
+    height, width = size
     resized = _resize(confidence, (width, height))
     return np.clip(resized, 0.0, 1.0).astype(np.float32)
 

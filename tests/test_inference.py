@@ -10,7 +10,7 @@ from torch import nn
 
 from saff import inference
 from saff.config import Inference
-from saff.inference import input_size, predict, predict_many, refine
+from saff.inference import input_size, predict, predict_many, refine, to_working_size
 from saff.network import deeplab_v2
 from saff.superpixels import slic
 
@@ -103,6 +103,10 @@ def test_large_images_are_computed_small(network):
     image = cv2.resize(data.chelsea(), (2400, 1600))
     found = predict(network, image, ONE)
     assert found.shape == (1600, 2400)
+    small = to_working_size(image)
+    assert small.shape == (683, 1024, 3)
+    (again,) = predict_many(network, [small], ONE, sizes=[(1600, 2400)])
+    np.testing.assert_array_equal(again, found)
 
 
 def test_refinement_by_superpixels_is_their_mean(photos):

@@ -27,7 +27,7 @@ from saff.cluster.parts import (
     start_ray,
 )
 from saff.config import Inference
-from saff.inference import predict, predict_many
+from saff.inference import predict_many, to_working_size
 from saff.progress import Progress
 from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest
 from saff.trained import load_trained
@@ -74,21 +74,28 @@ class PredictPart:
 
     def rows(self, manifest_rows: list[Row]) -> list[Row]:
         """Rows of some images; an image that is at fault gives a row that says so."""
-        read = partial(open_image, schema=PREDICTIONS, max_pixels=self.settings.max_pixels)
         with ThreadPoolExecutor(READERS) as pool:
-            opened = list(pool.map(read, manifest_rows))
+            opened = list(pool.map(self._open, manifest_rows))
         good = [image for _, image in opened if image is not None]
+        sizes = [(row["height"], row["width"]) for row, image in opened if image is not None]
         try:
-            found = predict_many(self.network, good, self.settings, self.device)
+            found = predict_many(self.network, good, self.settings, self.device, sizes)
             columns = iter([encode_prediction(confidence) for confidence in found])
         except MACHINES_FAULT:
             raise
         except Exception:  # one of them is at fault: which, is found one by one
-            columns = iter([guarded(self._one, image) for image in good])
+            singly = [partial(self._one, size=size) for size in sizes]
+            columns = iter([guarded(one, image) for one, image in zip(singly, good, strict=True)])
         return [row if image is None else row | next(columns) for row, image in opened]
 
-    def _one(self, image: Image) -> Row:
-        return encode_prediction(predict(self.network, image, self.settings, self.device))
+    def _open(self, manifest_row: Row) -> tuple[Row, Image | None]:
+        """Read an image and shrink it at once: large ones are held by the readers alone."""
+        row, image = open_image(manifest_row, PREDICTIONS, self.settings.max_pixels)
+        return row, None if image is None else to_working_size(image)
+
+    def _one(self, image: Image, size: tuple[int, int]) -> Row:
+        (found,) = predict_many(self.network, [image], self.settings, self.device, [size])
+        return encode_prediction(found)
 
 
 def encode_prediction(confidence: PixelMap) -> Row:
