@@ -155,7 +155,7 @@ def describe(trained: Trained, opset: int | None) -> Row:
             "range": [0, 255],
             "multiple": multiple,
             "smallest_side": CHECKED[0][1] * multiple,
-            "longer_side": config.default().inference.sides[0],
+            "longer_side": max(config.default().inference.sides),
         },
         "output": {
             "name": OUTPUT,

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -151,9 +152,10 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
     session = onnxruntime.InferenceSession(lite_onnx.model, providers=["CPUExecutionProvider"])
     (probability,) = session.run([gives["name"]], {given["name"]: x})[0]
 
-    inference = config.default().inference
+    assert longer == max(config.default().inference.sides)
+    inference = dataclasses.replace(config.default().inference, sides=(longer,))
     network = load_trained(lite).network
-    assert (height, width) == input_size(photograph, inference.sides[0], network.multiple)
+    assert (height, width) == input_size(photograph, longer, network.multiple)
     expected = predict(network, resized, inference)
     assert expected.std() > 0.1  # it says something
     # Two libraries' convolutions, and OpenCV's interpolation in place of torch's: both round.
@@ -179,7 +181,7 @@ def test_a_network_of_ones_own_is_one_file_that_says_what_it_is(small, tmp_path)
     assert notes["network"] == "test_export:Small"
     assert notes["sha256"] == trained.sha256
     assert (notes["saff"], notes["torch"]) == (saff.__version__, torch.__version__)
-    assert (notes["input"]["multiple"], notes["input"]["longer_side"]) == (4, 416)
+    assert (notes["input"]["multiple"], notes["input"]["longer_side"]) == (4, 512)
     assert "smallest_side" in notes["how"]
 
     model = onnx.load(done.model)
