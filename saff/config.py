@@ -33,11 +33,11 @@ class Training:
     """Samples a step, over all workers."""
     accumulation: int = 1
     """Parts that a worker's share of a batch is computed in, one after the other; saves memory."""
-    steps: int = 500
+    steps: int = 600
     """Steps of the optimiser."""
     labels: Literal["hard", "soft"] = "hard"
     """Targets: the confidence binarised at 0.5 (published), or the confidence itself."""
-    doubt: float = 0.2
+    doubt: float = 0.1
     """Pixels with a confidence nearer to 0.5 than this are ignored; in [0, 0.5]."""
 
     optimiser: Literal["sgd", "adamw"] = "adamw"

@@ -213,6 +213,15 @@ def test_a_sample_loses_the_same_features_wherever_it_is():
     assert whole.mean().item() == pytest.approx(1.0, abs=6 / np.sqrt(1200))  # six deviations
 
 
+def test_whole_channels_are_lost():
+    layer = SampleDropout(0.5, whole_channels=True).train()
+    set_keys(layer, [1, 2])
+    found = layer(torch.ones(2, 300, 3, 4))
+    assert torch.equal(found, found[:, :, :1, :1].expand_as(found))
+    assert not torch.equal(found[0], found[1])
+    assert found.mean().item() == pytest.approx(1.0, abs=6 / np.sqrt(600))  # six deviations
+
+
 def test_dropout_rests_in_evaluation_and_asks_for_keys_in_training():
     layer = SampleDropout(0.5)
     x = torch.rand(2, 5)

@@ -17,11 +17,14 @@ class SampleDropout(nn.Module):
     ----------
     probability : float
         That a feature is lost; in [0, 1).
+    whole_channels : bool
+        Lose a channel everywhere rather than single values.
     """
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, probability: float, *, whole_channels: bool = False) -> None:
         super().__init__()
         self.probability = probability
+        self.whole_channels = whole_channels
         self.layer = 0  # its number among those of the network, so that their masks differ
         self.keys: Sequence[int] = ()
 
@@ -35,13 +38,14 @@ class SampleDropout(nn.Module):
                 "set_keys(network, keys) before each training step"
             )
         kept = 1 - self.probability
-        masks = [self._mask(key, x[0].shape, kept) for key in self.keys]
+        shape = (x.shape[1], 1, 1) if self.whole_channels else x.shape[1:]
+        masks = [self._mask(key, shape, kept) for key in self.keys]
         return x * torch.stack(masks).to(x.device, x.dtype, non_blocking=True).div_(kept)
 
-    def _mask(self, key: int, shape: torch.Size, kept: float) -> Tensor:
+    def _mask(self, key: int, shape: Sequence[int], kept: float) -> Tensor:
         digest = hashlib.sha256(f"{key} {self.layer}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return torch.rand(shape, generator=generator) < kept
+        return torch.rand(*shape, generator=generator) < kept
 
     def extra_repr(self) -> str:
         """What ``print(network)`` shows."""

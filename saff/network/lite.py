@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu6
+from torch.nn.functional import interpolate, relu, relu6
 
 from saff.network.base import Network
 from saff.network.dropout import SampleDropout
@@ -51,7 +51,7 @@ class LiteHead(nn.Module):
         super().__init__()
         self.lateral = nn.ModuleList([nn.Conv2d(channels, WIDTH, 1) for channels in CHANNELS])
         self.branches = nn.ModuleList([_separable(dilation) for dilation in DILATIONS])
-        self.dropout = SampleDropout(DROPOUT)
+        self.dropout = SampleDropout(DROPOUT, whole_channels=True)
         self.mix = _separable(1)
         self.score = nn.Conv2d(WIDTH, classes, 1)
 
@@ -59,7 +59,7 @@ class LiteHead(nn.Module):
         """Levels, finest first, to logits in the size of the first."""
         fine, *coarse = [lateral(x) for lateral, x in zip(self.lateral, levels, strict=True)]
         y = sum(_resize(x, coarse[0]) for x in coarse)
-        y = relu6(cast(Tensor, y))
+        y = relu(cast(Tensor, y))
         y = y + sum(branch(y) for branch in self.branches)
         return cast(Tensor, self.score(self.mix(_resize(self.dropout(y), fine) + fine)))
 
