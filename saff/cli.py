@@ -398,7 +398,8 @@ def evaluate(
 
 def _parts_mapper(output: Folder, stage: str) -> evaluation.Mapper:
     """On a cluster if it has many parts or this is a cluster's job: Ray takes seconds to start."""
-    many = len((output / stage).names(".parquet")) > PARTS_FOR_RAY
+    with reaching(output.uri):
+        many = len((output / stage).names(".parquet")) > PARTS_FOR_RAY
     if not many and not os.environ.get("RAY_ADDRESS"):
         return evaluation.one_by_one
     from saff.cluster import map_parts, start_ray

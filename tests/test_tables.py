@@ -84,7 +84,7 @@ def test_tables_and_figures_are_written(tree, tmp_path, monkeypatch):
         settings = dataclasses.replace(method.config, encoder_side=64, superpixel_count=60)
         return method._replace(config=settings)
 
-    few = {key: small(key) for key in ("saliency", "default")}
+    few = {"saliency": small("saliency")}
     monkeypatch.setattr(tables, "methods", lambda: few)
     ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
     try:
@@ -97,21 +97,18 @@ def test_tables_and_figures_are_written(tree, tmp_path, monkeypatch):
         page = make_tables(tree, Folder.at(str(tmp_path / "out")), how, say=said.append)
     finally:
         ray.shutdown()
-    assert len(said) == 6
+    assert len(said) == 3
     text = (tmp_path / "out" / "tables.md").read_text()
     assert page == str(tmp_path / "out" / "tables.md")
     lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| s")]
     assert [line[0].strip() for line in lines] == [
         "saliency",
         "saliency + network",
-        "saff default()",
-        "saff default() + network",
         "saliency + network",
-        "saff default() + network",
     ]
-    assert [line[1].strip() for line in lines] == ["0.6383", "", "", "", "0.6388", ""]
-    assert [line[-1].strip() for line in lines] == ["3", "3", "3", "3", "1", "1"]
+    assert [line[1].strip() for line in lines] == ["0.6383", "", "0.6388"]
+    assert [line[-1].strip() for line in lines] == ["3", "3", "1"]
     curves = (tmp_path / "out" / "figure2.svg").read_text()
-    assert all(name in curves for name in ("saliency:", "saff default() + network:"))
+    assert all(name in curves for name in ("saliency:", "saliency + network:"))
     with Image.open(io.BytesIO((tmp_path / "out" / "figure3.png").read_bytes())) as grid:
         assert min(grid.size) > 300
