@@ -285,3 +285,18 @@ def test_several_workers_train_the_same_network(workers, tmp_path):
         np.testing.assert_allclose(losses, [m["loss"] for m in seen], rtol=1e-5)
         for name, value in alone.weights().items():  # Adam divides by small numbers at the start
             torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("low", [False, True])
+def test_a_gpu_trains_as_a_cpu_does(low):
+    training = dataclasses.replace(TRAINING, bfloat16=low)
+    losses = []
+    for device in ("cpu", "cuda"):
+        seen = []
+        network = tiny().to(device)
+        train(network, batches(), training, device=device, on_step=seen.append)
+        losses.append([m["loss"] for m in seen])
+    # bfloat16 has 8 bits of mantissa; float32 on a GPU may multiply with 10 (TF32)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05 if low else 5e-3)
