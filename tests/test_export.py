@@ -157,7 +157,7 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
     network = load_trained(lite).network
     assert (height, width) == input_size(photograph, longer, network.multiple)
     expected = predict(network, resized, inference)
-    assert expected.std() > 0.1  # it says something
+    assert expected.std() > 0.02  # random layers, and yet it says something
     # Two libraries' convolutions, and OpenCV's interpolation in place of torch's: both round.
     np.testing.assert_allclose(probability, expected, rtol=0, atol=2 * export.TOLERANCE)
     # In the photograph's size saff interpolates once from the network's grid, a user twice. A
