@@ -14,9 +14,12 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from typer.testing import CliRunner
 
 import saff
-from saff import cli
-from saff.images import decode_png, encode_png
+from saff import cli, config
+from saff.images import decode, decode_png, encode_png
+from saff.inference import predict
+from saff.samples import open_corpus
 from saff.storage import read_rows
+from saff.trained import NetworkFolder, describe, load_trained, start_network
 
 ROOT = Path(__file__).parent.parent
 FLAGS = {
@@ -356,3 +359,58 @@ def test_what_is_no_run_is_refused(call, tmp_path, monkeypatch, command):
     (tmp_path / "run.json").write_text("{}")
     assert "has no pseudo_labels yet" in refusal(call(*command, tmp_path))
     assert os.listdir(tmp_path) == ["run.json"]
+
+
+# Networks
+
+
+@pytest.fixture
+def trained(run_copy):
+    """A run whose network is the one that training starts from."""
+    results = NetworkFolder(run_copy / "network")
+    training = config.default().training
+    corpus = open_corpus(run_copy / "pseudo_labels")
+    results.claim(describe(training, corpus, {"stage": "pseudo_labels", "digest": "d"}))
+    results.finish(start_network(training).state_dict())
+    return run_copy
+
+
+def test_a_picture_is_segmented_by_a_network(call, corpus, trained, tmp_path):
+    photo, to = corpus / "chelsea ü.png", tmp_path / "map.png"
+    words = ["segment", photo, "-o", to, "--what", "confidence"]
+    assert call(*words, "--network", trained.path) == (0, "", "")
+    network = load_trained(trained).network
+    expected = predict(network, decode(photo.read_bytes()), config.default().inference)
+    np.testing.assert_array_equal(decode_png(to.read_bytes()), np.rint(expected * 255))
+    assert call(*words) == (0, "", "")  # without it, by itself
+    assert not np.array_equal(decode_png(to.read_bytes()), np.rint(expected * 255))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--output", "here"], "here is not the output of a run: it has no run.json"),
+        (["reinfer", "--output", "here"], "here is not the output of a run: it has no run.json"),
+        (["reinfer", "--output", "o", "--network", "n"], "new images need both --network RUN and"),
+        (["reinfer", "--output", "o", "--images", "i"], "new images need both --network RUN and"),
+        (
+            ["reinfer", "--output", "o", "--images", "i", "--manifest", "m", "--network", "n"],
+            "name new images once",
+        ),
+        (["run", "--output", "o"], "name the images once"),
+        (["run", "i", "--images", "i", "--output", "o"], "name the images once"),
+        (["export-network", "here", "--to", "model.onnx"], "there is no trained network at"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(call, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(call(*words))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_without_a_network_cannot_be_asked(call, corpus, run_copy, tmp_path):
+    words = ["segment", corpus / "chelsea ü.png", "-o", tmp_path / "a.png", "--network"]
+    assert "there is no trained network at" in refusal(call(*words, run_copy.path))
+    (run_copy / "network").write("run.json", b"{}")
+    assert "training has not ended at" in refusal(call(*words, run_copy.path))
+    assert not (tmp_path / "a.png").exists()
