@@ -19,7 +19,7 @@ WEIGHTS_SETTING = "training.network_weights"
 VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
 DILATIONS = (6, 12, 18, 24)
 BRANCH_CHANNELS = 1024
-HEAD_DEVIATION = 0.01  # of the normal distribution that the class scores start from
+DEVIATION = 0.01  # of the normal distribution that new layers start from
 
 
 class DeepLabV2(Network):
@@ -101,8 +101,7 @@ def vgg16(classes: int, *, pretrained: bool, weights: str | None) -> DeepLabV2:
     for module in branches:
         for layer in module:
             if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                _zero(layer.bias)
+                _normal(layer)  # its input is in 0..255: larger numbers let the loss diverge
     head = [_normal(nn.Conv2d(BRANCH_CHANNELS, classes, 1)) for _ in DILATIONS]
     mean = tuple(255 * value for value in published.transforms().mean)
     return DeepLabV2(trunk, branches, head, mean, (1.0,))
@@ -154,7 +153,7 @@ def _ends_stage(layer: nn.Module) -> bool:
 
 
 def _normal(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.normal_(layer.weight, std=HEAD_DEVIATION)
+    nn.init.normal_(layer.weight, std=DEVIATION)
     _zero(layer.bias)
     return layer
 

@@ -23,11 +23,13 @@ from skimage import data
 
 from saff import config, images, network
 from saff.cluster.predictions import encode_prediction
+from saff.config import Inference
 from saff.inference import predict
 from saff.samples import Batch
 from saff.torchvision_import import models
 from saff.training import train
 
+NAMES = ("predict", "one scale, 512", "row")
 STEPS = 12
 WARM_UP = 3
 
@@ -48,6 +50,7 @@ def main():
     calls = {
         "mobilenet_v2": unit,
         "predict": lambda: predict(trained, image, how),
+        "one scale, 512": lambda: predict(trained, image, Inference(sides=(512,))),
         "row": lambda: encode_prediction(predict(trained, images.decode(jpeg), how)),
     }
     times = {name: [] for name in calls}
@@ -58,16 +61,14 @@ def main():
                 times[name].append(elapsed)
     ratios = {
         name: [a / b for a, b in zip(times[name], times["mobilenet_v2"], strict=True)]
-        for name in ("predict", "row")
+        for name in NAMES
     }
     print(
         json.dumps(
             {
                 "benchmark": "network, 500 x 375, one thread",
                 "median_ms": {n: round(1000 * statistics.median(t), 1) for n, t in times.items()},
-                "images_per_second": {
-                    n: round(1 / statistics.median(times[n]), 1) for n in ("predict", "row")
-                },
+                "images_per_second": {n: round(1 / statistics.median(times[n]), 1) for n in NAMES},
                 "units": {n: summary(r) for n, r in ratios.items()},
                 "training_samples_per_second": training_rates(),
                 **machine(),
