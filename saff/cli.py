@@ -75,6 +75,19 @@ ConfigOption = Annotated[
 ]
 
 
+SourceArgument = Annotated[str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")]
+ImagesOption = Annotated[
+    str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
+]
+ManifestOption = Annotated[
+    str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
+]
+NewOutputOption = Annotated[
+    str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
+]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes that share each batch of a training.")
 ]
@@ -99,6 +112,14 @@ def read_config(name: str) -> Config:
         return settings.from_json(read_bytes(name).decode("utf-8", "replace"))
 
 
+def only_source(*given: str | None) -> str:
+    """Give the one source of images that was named."""
+    named = [name for name in given if name]
+    if len(named) != 1:
+        raise SettingsError("name the images once: a folder, --images, or --manifest")
+    return named[0]
+
+
 def refuse_relative(name: str) -> None:
     """Refuse a relative path in a submitted job: it lies in a copy that Ray deletes."""
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's own mark on a submitted driver
@@ -111,22 +132,12 @@ def refuse_relative(name: str) -> None:
 
 @app.command()
 def label(
-    source: Annotated[
-        str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")
-    ] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
-    ] = None,
-    manifest: Annotated[
-        str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
-    ] = None,
-    output: Annotated[
-        str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
-    ] = ...,  # type: ignore[assignment]
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
-    ] = False,
+    retry_failed: RetryOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
@@ -136,14 +147,12 @@ def label(
     Runs on the Ray cluster it is started on ([bold]ray job submit[/]), or starts one on this
     machine. A bad image becomes a row with an error; run the same command again to resume.
     """
-    given = [s for s in (source, images, manifest) if s]
-    if len(given) != 1:
-        raise SettingsError("name the images once: a folder, --images, or --manifest")
-    for name in (given[0], output):
+    given = only_source(source, images, manifest)
+    for name in (given, output):
         refuse_relative(name)
     chosen = read_config(config)
-    rows = read_manifest(manifest) if manifest else list_images(given[0])
-    folder, origin = Folder.at(output), Folder.at(given[0]).uri
+    rows = read_manifest(manifest) if manifest else list_images(given)
+    folder, origin = Folder.at(output), Folder.at(given).uri
     from saff import cluster  # Ray takes seconds to import; a mistake above is told at once
 
     if dry_run:
@@ -158,18 +167,10 @@ def label(
 
 @app.command()
 def run(
-    source: Annotated[
-        str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")
-    ] = None,
-    images: Annotated[
-        str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
-    ] = None,
-    manifest: Annotated[
-        str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
-    ] = None,
-    output: Annotated[
-        str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
-    ] = ...,  # type: ignore[assignment]
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
     rounds: Annotated[
         int, typer.Option(min=1, help="Trainings; each learns from the masks of the one before.")
@@ -180,25 +181,21 @@ def run(
     truth_format: Annotated[
         TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
     ] = TruthFormat.binary,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
-    ] = False,
+    retry_failed: RetryOption = False,
 ) -> None:
     """Do everything: label, train a network on the labels, infer with it, measure, report.
 
     Killed at any point, the same command continues.
     """
-    given = [s for s in (source, images, manifest) if s]
-    if len(given) != 1:
-        raise SettingsError("name the images once: a folder, --images, or --manifest")
-    for name in (given[0], output, *([truth] if truth else [])):
+    given = only_source(source, images, manifest)
+    for name in (given, output, *([truth] if truth else [])):
         refuse_relative(name)
     chosen = read_config(config)
-    rows = read_manifest(manifest) if manifest else list_images(given[0])
+    rows = read_manifest(manifest) if manifest else list_images(given)
     from saff.cluster.pipeline import Scale, run_pipeline
 
     page = run_pipeline(
-        Folder.at(given[0]).uri,
+        Folder.at(given).uri,
         rows,
         Folder.at(output),
         chosen,
@@ -252,9 +249,7 @@ def reinfer(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one a GPU, or one a CPU.")
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try images again that failed before.")
-    ] = False,
+    retry_failed: RetryOption = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
 ) -> None:
     """Infer masks with a trained network: for the images of a run, or for new ones.
