@@ -9,6 +9,7 @@ import contextlib
 import csv
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -527,6 +528,12 @@ def count_rows(folder: Folder, name: str) -> tuple[int, int]:
 
 
 # run.json
+
+
+def with_digest(content: Row) -> Row:
+    """Add ``digest``, the SHA-256 that sums up what decides a result, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"digest": digest}
 
 
 def claim(output: Folder, run: dict[str, Any]) -> None:

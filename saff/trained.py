@@ -29,7 +29,7 @@ from saff.errors import SettingsError, WeightsError
 from saff.network import Network
 from saff.samples import Corpus
 from saff.semantic.weights import WeightsFile, load_state
-from saff.storage import Folder, Row, claim, reaching, read_run
+from saff.storage import Folder, Row, claim, reaching, read_run, with_digest
 from saff.training import Metrics, State, from_bytes, to_bytes
 
 COLUMNS = ("step", "loss", "accuracy", "rate", "gradient_norm", "samples", "seconds")
@@ -55,8 +55,7 @@ def describe(training: Training, corpus: Corpus, labels: Row) -> Row:
         "labels": {**labels, "images": len(corpus)},
         "start": state_digest(network.state_dict()),
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return content | {"digest": digest}
+    return with_digest(content)
 
 
 def start_network(training: Training) -> Network:

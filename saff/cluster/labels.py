@@ -1,7 +1,5 @@
 """Pseudo labels: what Ray maps over the parts of the manifest, and the job around it."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +24,7 @@ from saff.storage import (
     is_claimed,
     new_rows,
     reaching,
+    with_digest,
 )
 
 STAGE = "pseudo_labels"
@@ -106,8 +105,7 @@ def describe_run(source: str, config: Config) -> Row:
             kind: identity(getattr(models, kind)) for kind in ("encoder", "saliency", "edges")
         },
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return content | {"digest": digest, "source": source}
+    return with_digest(content) | {"source": source}
 
 
 def label_corpus(

@@ -1,7 +1,6 @@
 """Predictions: a pool of workers, each with the trained network, maps over the parts."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from saff.cluster.parts import (
 from saff.config import Inference
 from saff.inference import predict_many, to_working_size
 from saff.progress import Progress
-from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest
+from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest, with_digest
 from saff.trained import load_trained
 
 STAGE = "predictions"
@@ -179,15 +178,10 @@ def predict_corpus(
 
 def describe_images(network: str) -> Row:
     """Sum up what decides which images an output of new images holds results of."""
-    return _with_digest({"saff": saff.__version__, "network": network})
+    return with_digest({"saff": saff.__version__, "network": network})
 
 
 def describe_predictions(network: str, settings: Inference) -> Row:
     """Sum up what decides the predictions of a stage."""
     inference = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return _with_digest({"saff": saff.__version__, "network": network, "inference": inference})
-
-
-def _with_digest(content: Row) -> Row:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return content | {"digest": digest}
+    return with_digest({"saff": saff.__version__, "network": network, "inference": inference})

@@ -1,7 +1,5 @@
 """Between two rounds: predictions spread over semantic neighbours, as labels for the next."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ from saff.cluster.predictions import encode_prediction
 from saff.config import Config
 from saff.labeling import load_models, spread_map
 from saff.progress import Progress
-from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run
+from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run, with_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +80,7 @@ def refine_corpus(output: Folder, config: Config, predictions: str, labels: str)
         "config": config.labeling(),
         "encoder": identity(load_models(config).encoder),
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    claim(output / labels, content | {"digest": digest})
+    claim(output / labels, with_digest(content))
     todo = plan(output, labels)
     if todo.parts:
         start_ray()
