@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from saff import images, metrics
+from saff import metrics
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
+from saff.rows import decode_map
 from saff.storage import Folder, Row, is_local, reaching, read_rows, read_run
 
 TruthFormat: TypeAlias = Literal["voc", "binary"]
@@ -59,9 +60,7 @@ class EvaluatePart:
                 continue
             try:
                 mask, valid = metrics.read_truth(data, self.truth_format)
-                pixels = image["height"] * image["width"]
-                confidence = images.decode_png(image["confidence"], max_pixels=pixels)
-                evaluation.add(confidence, mask, valid)
+                evaluation.add(decode_map(image, "confidence"), mask, valid)
             except ValueError as error:
                 raise SettingsError(f"mask {name} of {self.truth}: {error}") from error
         return {

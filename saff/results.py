@@ -1,7 +1,6 @@
 """What people take out of a run: single pictures, evaluation against masks, the report."""
 
 import csv
-import hashlib
 import io
 import json
 import posixpath
@@ -19,13 +18,13 @@ from saff import images, metrics, report
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.evaluation import evaluate as evaluate
+from saff.rows import decode_map, original
 from saff.storage import (
     Folder,
     Row,
     count_rows,
     is_safe_id,
     reaching,
-    read_bytes,
     read_rows,
     read_run,
 )
@@ -129,7 +128,7 @@ def export(output: Folder, to: Path, what: What, stage: str = "pseudo_labels") -
         if not usable or (needs_image and image is None):
             left_out += 1
             continue
-        drawn = to_png(picture(what, _map(row, "confidence"), image))
+        drawn = to_png(picture(what, decode_map(row, "confidence"), image))
         path = export_path(to, image_id, keep_extension=names[_stem(image_id)] > 1)
         with reaching(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,22 +171,6 @@ def _stem(image_id: str) -> str:
 def _names(rows: Iterator[Row]) -> Counter[str]:
     """How many images could be named so, with their extension or without."""
     return Counter(name for row in rows for name in {row["image_id"], _stem(row["image_id"])})
-
-
-def original(row: Row) -> Image | None:
-    """Image of a labelled row, or None where its file is gone or not the one that was labelled."""
-    try:
-        data = read_bytes(row["uri"])
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
-    if row["sha256"] != hashlib.sha256(data).hexdigest():
-        return None
-    return images.decode(data, max_pixels=row["height"] * row["width"])
-
-
-def _map(row: Row, column: str) -> AnyArray:
-    """Decode one of a row's maps; as large as its image, whatever limit the run had."""
-    return images.decode_png(row[column], max_pixels=row["height"] * row["width"])
 
 
 def to_png(drawn: AnyArray) -> bytes:
@@ -294,11 +277,11 @@ def _beside(rows: Iterator[Row], others: Iterator[Row]) -> Iterator[tuple[Row, R
 def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> report.Card:
     """Card of an image; beside a label, a prediction counts if it is of the same file."""
     if stage == "predictions":
-        prediction = _map(row, "confidence")
+        prediction = decode_map(row, "confidence")
         return report.Card(image_id=row["image_id"], image=image, prediction=prediction)
     label = report.Label(
-        confidence=_map(row, "confidence"),
-        superpixels=_map(row, "superpixels").astype(np.int32),
+        confidence=decode_map(row, "confidence"),
+        superpixels=decode_map(row, "superpixels").astype(np.int32),
         features=np.asarray(row["features"], dtype=np.float64).reshape(-1, 4),
         weights=row["weights"],
         seeds_foreground=row["seeds_foreground"],
@@ -310,7 +293,7 @@ def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> report
         image_id=row["image_id"],
         image=image,
         label=label,
-        prediction=_map(predicted, "confidence") if predicted and same else None,
+        prediction=decode_map(predicted, "confidence") if predicted and same else None,
     )
 
 

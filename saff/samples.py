@@ -22,11 +22,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from saff import images
 from saff.arrays import AnyArray
 from saff.config import Training
 from saff.errors import SettingsError
-from saff.storage import Folder, Row, count_rows, read_bytes, read_rows
+from saff.rows import decode_map, original
+from saff.storage import Folder, Row, count_rows, read_rows
 
 WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
 CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
@@ -105,18 +105,12 @@ def _any_foreground(corpus: Corpus) -> bool:
     for part in corpus.parts:
         for row in read_rows(corpus.labels, part, ["pseudo_label", "height", "width"]):
             if row["pseudo_label"] is not None:
-                label = images.decode_png(row["pseudo_label"], max_pixels=_pixels(row))
                 looked += 1
-                if label.any():
+                if decode_map(row, "pseudo_label").any():
                     return True
             if looked >= MOST_LOOKED_AT:
                 return False
     return False
-
-
-def _pixels(row: Row) -> int:
-    pixels: int = row["height"] * row["width"]
-    return pixels
 
 
 # Which image comes when
@@ -256,14 +250,10 @@ def load(row: Row, side: int) -> AnyArray:
     pixels : uint8 array of shape (H, W, 4)
         RGB and confidence; (0, 0, 4) if the file is gone or not the one that was labelled.
     """
-    try:
-        data = read_bytes(row["uri"])
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        data = b""
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+    image = original(row)
+    if image is None:
         return np.zeros((0, 0, 4), np.uint8)
-    image = images.decode(data, max_pixels=_pixels(row))
-    confidence = images.decode_png(row["confidence"], max_pixels=_pixels(row))
+    confidence = decode_map(row, "confidence")
     height, width = confidence.shape
     factor = min(1.0, side / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))

@@ -14,7 +14,8 @@ from saff import images, metrics
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
-from saff.results import export, export_path, original, picture, to_png, write_report
+from saff.results import export, export_path, picture, to_png, write_report
+from saff.rows import original
 from saff.storage import PREDICTIONS, PSEUDO_LABELS, Folder, claim, read_rows, write_rows
 
 STAGE = "pseudo_labels"

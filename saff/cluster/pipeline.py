@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saff import images, metrics, results
+from saff import metrics, results
 from saff.cluster.labels import label_corpus
 from saff.cluster.parts import map_parts, start_ray
 from saff.cluster.predictions import predict_corpus
@@ -15,6 +15,7 @@ from saff.cluster.training import train_network
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
+from saff.rows import decode_map
 from saff.storage import Folder, Row, read_rows
 
 ROUNDS = 2  # a second one pays; docs/results.md
@@ -169,5 +170,4 @@ def agreement(output: Folder, one: str, other: str) -> float:
 def _mask(row: Row) -> Any:
     if row["confidence"] is None:
         return None
-    grey = images.decode_png(row["confidence"], max_pixels=row["height"] * row["width"])
-    return grey >= metrics.HALF
+    return decode_map(row, "confidence") >= metrics.HALF

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 import saff
-from saff import images
 from saff.arrays import Image
 from saff.backends import identity
 from saff.cluster.parts import Plan, Stage, image_row, map_parts, plan, start_ray
@@ -14,6 +13,7 @@ from saff.cluster.predictions import encode_prediction
 from saff.config import Config
 from saff.labeling import load_models, spread_map
 from saff.progress import Progress
+from saff.rows import decode_map
 from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run, with_digest
 
 
@@ -49,9 +49,7 @@ class RefinePart:
             return prediction
 
         def spread(image: Image) -> Row:
-            pixels = prediction["height"] * prediction["width"]
-            grey = images.decode_png(prediction["confidence"], max_pixels=pixels)
-            confidence = np.asarray(grey / 255, np.float32)
+            confidence = np.asarray(decode_map(prediction, "confidence") / 255, np.float32)
             return encode_prediction(spread_map(image, confidence, self.config))
 
         return image_row(manifest_row, PREDICTIONS, self.config.max_pixels, spread)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saff import images, metrics
+from saff import metrics
 from saff.arrays import AnyArray
 from saff.cluster.labels import label_corpus
 from saff.cluster.parts import map_parts
@@ -19,7 +19,8 @@ from saff.cluster.training import train_network
 from saff.config import Config, default, paper
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
-from saff.results import original, rows_of
+from saff.results import rows_of
+from saff.rows import decode_map, original
 from saff.storage import Folder, Row
 
 EXAMPLES = 6  # rows of Figure 3: two best, two in the middle, two worst
@@ -250,7 +251,7 @@ def _ious(run: Folder, masks: Folder) -> Iterator[tuple[float, str]]:
         truth = _truth(masks, row)
         if truth is not None and truth[0].any():
             mask, valid = truth
-            kept = (_grey(row) >= metrics.HALF) & valid
+            kept = (decode_map(row, "confidence") >= metrics.HALF) & valid
             yield float((kept & mask).sum() / (kept | mask).sum()), row["image_id"]
 
 
@@ -259,10 +260,6 @@ def _truth(masks: Folder, row: Row) -> tuple[AnyArray, AnyArray] | None:
     if row["confidence"] is None or not masks.exists(name):
         return None
     return metrics.read_truth(masks.read(name), "voc")
-
-
-def _grey(row: Row) -> AnyArray:
-    return images.decode_png(row["confidence"], max_pixels=row["height"] * row["width"])
 
 
 def _rows(run: Folder, stage: str, chosen: Iterable[str]) -> dict[str, Row]:
@@ -283,7 +280,7 @@ def _draw(
         any_row = columns[0][1][image_id]
         truth = _truth(masks, any_row)
         pictures: list[AnyArray | None] = [original(any_row), truth[0] if truth else None]
-        pictures += [_grey(rows[image_id]) for _, rows in columns]
+        pictures += [decode_map(rows[image_id], "confidence") for _, rows in columns]
         for axis, picture in zip(axes[line], pictures, strict=True):
             axis.set_axis_off()
             if picture is not None:
