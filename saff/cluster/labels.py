@@ -11,10 +11,9 @@ import saff
 from saff import images
 from saff.arrays import Image
 from saff.backends import identity
-from saff.cluster.parts import Plan, Stage, image_row, map_parts, plan, start_ray
+from saff.cluster.parts import Plan, Stage, count_done, image_row, map_parts, plan, start_ray
 from saff.config import Config
 from saff.labeling import LabeledImage, label_image, load_models
-from saff.progress import Progress
 from saff.storage import (
     PSEUDO_LABELS,
     Folder,
@@ -146,9 +145,7 @@ def label_corpus(
     todo = plan(output, retry_failed=retry_failed)
     if todo.parts:
         start_ray()
-        with Progress("label", todo.left) as progress:
-            for part in map_parts(LabelPart(output, config), todo.parts):
-                progress.advance(part["images"] - part["kept"], part["failed"])
+        count_done("label", todo, map_parts(LabelPart(output, config), todo.parts))
         for folder in (output / "manifest", output / STAGE):
             folder.sweep()
     return plan(output)

@@ -26,6 +26,7 @@ from saff import images
 from saff.arrays import Image
 from saff.errors import SettingsError
 from saff.images import ImageError
+from saff.progress import Progress
 from saff.storage import (
     Folder,
     Row,
@@ -230,6 +231,13 @@ def plan(output: Folder, stage: str = "pseudo_labels", *, retry_failed: bool = F
         parts=missing + again,
         left=sum(wanted[n][0] for n in missing) + sum(found[n][1] for n in again),
     )
+
+
+def count_done(what: str, todo: Plan, results: Iterable[dict[str, Any]]) -> None:
+    """Wait for the results of parts, as :meth:`Stage.do_part` gives them, on a progress line."""
+    with Progress(what, todo.left) as progress:
+        for part in results:
+            progress.advance(part["images"] - part["kept"], part["failed"])
 
 
 def start_ray() -> None:

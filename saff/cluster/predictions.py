@@ -19,6 +19,7 @@ from saff.cluster.parts import (
     MACHINES_FAULT,
     Plan,
     Stage,
+    count_done,
     guarded,
     map_parts,
     open_image,
@@ -27,7 +28,6 @@ from saff.cluster.parts import (
 )
 from saff.config import Inference
 from saff.inference import predict_many, to_working_size
-from saff.progress import Progress
 from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest, with_digest
 from saff.trained import load_trained
 
@@ -169,9 +169,7 @@ def predict_corpus(
             fn_constructor_args=(output, stage, network_run, settings, bool(gpus)),
             num_gpus=1 if gpus else 0,
         )
-        with Progress("predict", todo.left) as progress:
-            for part in results:
-                progress.advance(part["images"] - part["kept"], part["failed"])
+        count_done("predict", todo, results)
         folder.sweep()
     return plan(output, stage)
 

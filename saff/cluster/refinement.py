@@ -8,11 +8,10 @@ import numpy as np
 import saff
 from saff.arrays import Image
 from saff.backends import identity
-from saff.cluster.parts import Plan, Stage, image_row, map_parts, plan, start_ray
+from saff.cluster.parts import Plan, Stage, count_done, image_row, map_parts, plan, start_ray
 from saff.cluster.predictions import encode_prediction
 from saff.config import Config
 from saff.labeling import load_models, spread_map
-from saff.progress import Progress
 from saff.rows import decode_map
 from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run, with_digest
 
@@ -83,8 +82,6 @@ def refine_corpus(output: Folder, config: Config, predictions: str, labels: str)
     if todo.parts:
         start_ray()
         task = RefinePart(output, predictions, labels, config)
-        with Progress("refine", todo.left) as progress:
-            for part in map_parts(task, todo.parts):
-                progress.advance(part["images"] - part["kept"], part["failed"])
+        count_done("refine", todo, map_parts(task, todo.parts))
         (output / labels).sweep()
     return plan(output, labels)
