@@ -71,7 +71,7 @@ class TruthFormat(str, Enum):
 Output = Annotated[str, typer.Argument(help="Output of a run, a folder or s3:// prefix.")]
 StageOption = Annotated[Stage, typer.Option(help="Which results.")]
 ConfigOption = Annotated[
-    str, typer.Option("--config", help="'default', 'paper', or a JSON file of settings.")
+    str, typer.Option("--config", help="'default', 'fast', 'paper', or a JSON file of settings.")
 ]
 
 
@@ -318,10 +318,7 @@ def segment(
         found = label_image(pixels, chosen).confidence
     confidence = np.rint(found * 255).astype(np.uint8)
     drawn = results.picture(what.value, confidence, pixels)
-    try:
-        to.write_bytes(results.to_png(drawn))
-    except OSError as error:
-        raise SettingsError(f"cannot write {to}: {error}") from error
+    save(to, results.to_png(drawn))
 
 
 @app.command()
@@ -428,6 +425,64 @@ def tables(
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(f"open {page}")
+
+
+def fit_saliency(
+    images: Annotated[str, typer.Option(help="Folder, glob or s3:// prefix of images.")],
+    truth: Annotated[str, typer.Option(help="Folder of PNG masks named like the images.")],
+    output: Annotated[Path, typer.Option(help="Model file to write: saliency.safetensors.")],
+    truth_format: Annotated[
+        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
+    ] = TruthFormat.binary,
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    trees: Annotated[int, typer.Option(min=1, help="Boosted trees.")] = 250,
+) -> None:
+    """Fit the regressor of saliency "drfi" to images with masks; use it as drfi:FILE."""
+    from saff.cluster.fitting import fit_saliency as fit
+    from saff.saliency.fitting import Boosting
+
+    fitted = fit(
+        list(list_images(images)), truth, truth_format.value, Boosting(trees=trees), folds=folds
+    )
+    save(output, fitted.data)
+    for reason in fitted.left_out:
+        typer.echo(f"left out: {reason}", err=True)
+    summary = fitted.summary
+    typer.echo(f"max F mean_pr {summary['mean_pr']['max_f']:.4f}, {folds}-fold cross-validated")
+    typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
+
+
+def fit_edges(
+    images: Annotated[str, typer.Option(help="Folder, glob or s3:// prefix of images.")],
+    boundaries: Annotated[
+        str, typer.Option(help="Folder of .mat (BSDS500) or .png files named like the images.")
+    ],
+    output: Annotated[Path, typer.Option(help="Model file to write: edges.safetensors.")],
+    validation_images: Annotated[str | None, typer.Option(help="Images to measure on.")] = None,
+    validation_boundaries: Annotated[str | None, typer.Option(help="And their boundaries.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 900,
+) -> None:
+    """Fit the network of edges "learned" to boundaries people drew; use it as learned:FILE."""
+    if bool(validation_images) != bool(validation_boundaries):
+        raise SettingsError("name both --validation-images and --validation-boundaries, or none")
+    from saff.cluster import fitting
+    from saff.edges.fitting import EdgeFitting
+
+    rows = list(list_images(images))
+    save(output, fitting.fit_edges(rows, boundaries, EdgeFitting(steps=steps)))
+    if validation_images and validation_boundaries:
+        unseen = list(list_images(validation_images))
+        name = f"learned:{output.absolute()}"
+        scores = fitting.measure_edges(name, unseen, validation_boundaries)
+        typer.echo(f"ODS {scores.ods:.4f} at {scores.threshold:.2f}, OIS {scores.ois:.4f}")
+
+
+def save(path: Path, data: bytes) -> None:
+    """Write a file that a person named."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise SettingsError(f"cannot write {path}: {error}") from error
 
 
 @app.command()

@@ -126,7 +126,7 @@ class Config:
     """File or URI of the encoder's weights; none: the published ones."""
     encoder_side: int = 512
     """Longer side of the encoder's input, in pixels."""
-    saliency: str = "rbd"
+    saliency: str = "drfi"
     """Saliency back end, a name that ``saff.saliency.load`` knows."""
     edges: str = "gradient"
     """Edge back end, a name that ``saff.edges.load`` knows."""
@@ -137,10 +137,11 @@ class Config:
     max_pixels: int = 100_000_000
     """Images whose header announces more pixels are refused before decoding."""
 
-    temperature: float = 2.0
-    """Of the softmax that turns class scores into semantic vectors; above 0."""
-    semantic_unary: Literal["max_class", "border_contrast"] = "border_contrast"
-    """S_s: the strongest class (published), or how unlike the image border the features are."""
+    temperature: float = 10.0
+    """Of the exponential that turns class scores into semantic vectors; above 0."""
+    semantic_unary: Literal["max_class", "border_contrast", "attention"] = "border_contrast"
+    """S_s: the strongest class (published), how unlike the image border the features are, or a
+    transformer's attention."""
     semantic_affinity: Literal["classes", "features"] = "features"
     """M_s: shared class probability (Eq. 1), or similarity of the encoder's features."""
     affinity_power: float = 4.0
@@ -160,9 +161,9 @@ class Config:
     """Weights of S_s, S_s_con, S_a, S_a_con that hold for images in general."""
     prior_strength: float = 10.0
     """Pull of the fit towards the prior; 0 is the published least squares."""
-    spread: bool = True
-    """Spread the score over semantic neighbours, as Eq. 3 spreads saliency."""
-    gamma: float = 1.6
+    spreads: int = 2
+    """Times the score is spread over semantic neighbours, as Eq. 3 spreads saliency."""
+    gamma: float = 1.5
     """Exponent of the stretched spread score: puts the best single threshold at 0.5."""
 
     training: Training = field(default_factory=Training)
@@ -182,7 +183,7 @@ class Config:
         for name in ("temperature", "affinity_power", "gamma"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)!r}")
-        for name in ("edge_scale", "prior_strength"):
+        for name in ("edge_scale", "prior_strength", "spreads"):
             _at_least(self, "", name, 0)
         if not 0 <= self.background_below <= self.foreground_above <= 1:
             raise SettingsError(
@@ -216,15 +217,21 @@ def default() -> Config:
     return Config()
 
 
+def fast() -> Config:
+    """Settings at about half the cost of :func:`default`: a smaller input, simpler saliency."""
+    return Config(encoder_side=384, saliency="rbd")
+
+
 def paper() -> Config:
     """Published procedure (arXiv 2005.10513, sections 3 and 4.1), equation by equation.
 
-    Its encoder (GoogLeNet), saliency (DRFI) and edges (structured) are back ends to be named;
-    those here are what an installation without the internet has.  On a connected machine:
+    Saliency is DRFI as published, with a regressor of our own; edges are learnt from BSDS500 as the
+    published ones are.  The encoder (GoogLeNet) is one to be named on a connected machine:
     ``dataclasses.replace(paper(), encoder="googlenet", encoder_side=224)``.
     """
     return Config(
         encoder_side=448,
+        edges="learned",
         semantic_unary="max_class",
         semantic_affinity="classes",
         background_below=0.2,
@@ -232,7 +239,7 @@ def paper() -> Config:
         seeds="agreement",
         prior=(0.25, 0.25, 0.25, 0.25),
         prior_strength=0.0,
-        spread=False,
+        spreads=0,
         gamma=1.0,
         training=Training(
             network="vgg16",
@@ -255,7 +262,7 @@ def paper() -> Config:
 
 
 SECTIONS = {"training": Training, "inference": Inference}
-NAMED = {"default": default, "paper": paper}
+NAMED = {"default": default, "fast": fast, "paper": paper}
 
 
 def from_json(text: str) -> Config:

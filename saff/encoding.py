@@ -11,20 +11,23 @@ FLAT = 1e-12  # what float64 sums of values in [0, 1] may differ by when they ar
 FLAT_COSINE = 1e-6  # the same for cosines of an encoder's float32 features
 
 
-def class_probabilities(scores: AnyArray, temperature: float) -> Features:
-    """Turn class scores into the semantic vectors v_i: a softmax, so each row sums to 1.
+def class_vectors(scores: AnyArray, temperature: float) -> Features:
+    """Turn class scores into the semantic vectors v_i: ``exp(s / T)``, the largest sum being 1.
+
+    One divisor for the whole image, not one a region as in a softmax: a region that shows no class
+    clearly keeps a short vector.
 
     Parameters
     ----------
     scores : float array of shape (R, K)
         Class scores (logits) of each region.
     temperature : float
-        Above 0; 1 is the classifier's own softmax, larger is flatter.
+        Above 0; larger is flatter.
 
     Returns
     -------
     vectors : float64 array of shape (R, K)
-        Entries in [0, 1], rows sum to 1, so that Eq. 1 stays in [0, 1].
+        Entries in [0, 1], rows sum to at most 1, so that Eq. 1 stays in [0, 1].
 
     Raises
     ------
@@ -34,8 +37,8 @@ def class_probabilities(scores: AnyArray, temperature: float) -> Features:
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     scaled = scores.astype(np.float64) / temperature
-    exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    vectors: Features = exponent / exponent.sum(axis=1, keepdims=True)
+    exponent = np.exp(scaled - scaled.max())
+    vectors: Features = exponent / exponent.sum(axis=1).max()
     return vectors
 
 

@@ -54,7 +54,7 @@ class EvaluatePart:
             if image["confidence"] is None:
                 failed += 1
                 continue
-            name, data = self._mask(masks, image["image_id"])
+            name, data = read_mask(masks, image["image_id"], self.truth)
             if data is None:
                 without_truth += 1
                 continue
@@ -72,16 +72,25 @@ class EvaluatePart:
             **evaluation.sums,
         }
 
-    def _mask(self, masks: Folder, image_id: str) -> tuple[str, bytes | None]:
-        """Mask of an image, named by its whole id or by the last part of it."""
-        stem = os.path.splitext(image_id)[0]
-        for name in dict.fromkeys((f"{stem}.png", f"{PurePosixPath(stem).name}.png")):
-            with reaching(f"mask {name} of {self.truth}"):
-                try:
-                    return name, masks.read(name)
-                except NO_FILE:
-                    continue
-        return "", None
+
+def read_mask(masks: Folder, image_id: str, truth: str) -> tuple[str, bytes | None]:
+    """Read the mask of an image, named by its whole id or by the last part of it.
+
+    Returns
+    -------
+    name : str
+        Of the file; empty if there is none.
+    data : bytes or None
+        Its content.
+    """
+    stem = os.path.splitext(image_id)[0]
+    for name in dict.fromkeys((f"{stem}.png", f"{PurePosixPath(stem).name}.png")):
+        with reaching(f"mask {name} of {truth}"):
+            try:
+                return name, masks.read(name)
+            except NO_FILE:
+                continue
+    return "", None
 
 
 def _evaluation(sums: dict[str, Any], normalise: bool) -> Evaluation:

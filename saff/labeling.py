@@ -13,13 +13,14 @@ from saff.encoding import (
     apparent_similarity,
     border_contrast,
     cheapest_paths,
-    class_probabilities,
+    class_vectors,
     context,
     feature_similarity,
     semantic_similarity,
     stretch,
 )
 from saff.errors import SettingsError
+from saff.quality import mask_quality
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
 from saff.threads import single_thread
 from saff.weighting import Fit, fit_weights
@@ -56,11 +57,13 @@ class LabeledImage:
         Of the score.
     scores : float64 array of shape (R,)
         Confidence of each superpixel, in [0, 1].  With ``paper()`` it is
-        ``clip(features @ weights + bias, 0, 1)``; with ``spread`` that, spread and stretched.
+        ``clip(features @ weights + bias, 0, 1)``; with ``spreads`` that, spread and stretched.
     seeds_foreground, seeds_background : int
         Superpixels that the weights were fitted to.
     fallback : str
         Empty when the fit was used as configured, otherwise what was used instead.
+    quality : float
+        How far the mask can be trusted, in [0, 1]; see :func:`saff.quality.mask_quality`.
     """
 
     confidence: PixelMap
@@ -73,6 +76,7 @@ class LabeledImage:
     seeds_foreground: int
     seeds_background: int
     fallback: str
+    quality: float
 
 
 @lru_cache(maxsize=4)
@@ -130,8 +134,10 @@ def label_image(
         features = np.stack([unary_s, context_s, unary_a, context_a], axis=1)
         fit = fit_image(features, similarity_s, config)
         scores = fit.score(features)  # Eq. 5
-        if config.spread:
-            scores = stretch(context(similarity_s, scores)) ** config.gamma
+        for _ in range(config.spreads):
+            scores = stretch(context(similarity_s, scores))
+        scores = scores**config.gamma
+        quality = mask_quality(features, scores, np.bincount(superpixels.ravel()))
     superpixels = enlarge(superpixels, *image.shape[:2])
     confidence = scores.astype(np.float32)[superpixels]
     return LabeledImage(
@@ -145,6 +151,7 @@ def label_image(
         seeds_foreground=fit.seeds_foreground,
         seeds_background=fit.seeds_background,
         fallback=fit.fallback,
+        quality=quality,
     )
 
 
@@ -198,34 +205,63 @@ def encode_semantics(
     maps: semantic.SemanticMaps, superpixels: LabelMap, config: Config
 ) -> tuple[Features, Matrix]:
     """S_s and M_s of each superpixel: (R,) in [0, 1] and (R, R), >= 0."""
-    scores, levels = pool_maps(maps, superpixels)
-    if not levels and (config.semantic_unary, config.semantic_affinity) != ("max_class", "classes"):
-        raise SettingsError(
-            f"encoder {config.encoder!r} gives class scores but no feature levels; set "
-            "semantic_unary to max_class and semantic_affinity to classes"
-        )
-    vectors = class_probabilities(scores, config.temperature)
-    if config.semantic_unary == "max_class":
+    refuse_missing(maps, config)
+    pool = Pooling(superpixels)
+    levels = [pool(level) for level in maps.levels]
+    vectors: Features | None = None
+    if config.semantic_unary == "max_class" or config.semantic_affinity == "classes":
+        vectors = class_vectors(pool(maps.scores), config.temperature)
+    if config.semantic_unary == "max_class" and vectors is not None:
         unary = stretch(vectors.max(axis=1))
+    elif config.semantic_unary == "attention" and maps.attention is not None:
+        unary = stretch(pool(maps.attention[None])[:, 0])
     else:
         unary = border_contrast(levels, border_lengths(superpixels))
-    if config.semantic_affinity == "classes":
+    if config.semantic_affinity == "classes" and vectors is not None:
         return unary, semantic_similarity(vectors)  # Eq. 1
     area = np.bincount(superpixels.ravel())  # a large region speaks for each of its pixels
     similar = feature_similarity(levels[AFFINITY_LEVELS] or levels, config.affinity_power)
     return unary, similar * area
 
 
-def pool_maps(
-    maps: semantic.SemanticMaps, superpixels: LabelMap
-) -> tuple[AnyArray, list[AnyArray]]:
-    """Average class scores and feature levels over each superpixel: (R, K) and a list of (R, D)."""
-    grids = (maps.scores, *maps.levels)
-    weights = {
-        grid: pooling(superpixels, grid).astype(np.float32) for grid in {g.shape[1:] for g in grids}
+def refuse_missing(maps: semantic.SemanticMaps, config: Config) -> None:
+    """Refuse settings that ask for what the encoder does not give."""
+    asked = {config.semantic_unary, config.semantic_affinity}
+    gives = {
+        "class scores": (len(maps.scores) > 0, {"max_class", "classes"}),
+        "feature levels": (len(maps.levels) > 0, {"border_contrast", "features"}),
+        "attention": (maps.attention is not None, {"attention"}),
     }
-    scores, *levels = (weights[g.shape[1:]] @ g.reshape(len(g), -1).T for g in grids)
-    return scores, levels
+    for what, (there, users) in gives.items():
+        if not there and asked & users:
+            others = [name for name, (has, _) in gives.items() if has]
+            raise SettingsError(
+                f"encoder {config.encoder!r} gives {' and '.join(others) or 'nothing'} but no "
+                f"{what}; class scores serve semantic_unary max_class and semantic_affinity "
+                "classes, feature levels border_contrast and features, attention attention"
+            )
+
+
+class Pooling:
+    """Averages coarse maps over the superpixels of an image, one set of weights a grid size.
+
+    Parameters
+    ----------
+    superpixels : int32 array of shape (H, W)
+        Labels 0 .. R-1.
+    """
+
+    def __init__(self, superpixels: LabelMap) -> None:
+        self.superpixels = superpixels
+        self.weights: dict[tuple[int, int], AnyArray] = {}
+
+    def __call__(self, grid: AnyArray) -> AnyArray:
+        """Average each channel over each superpixel: float32 (D, h, w) to (R, D)."""
+        size = (grid.shape[1], grid.shape[2])
+        if size not in self.weights:
+            self.weights[size] = pooling(self.superpixels, size).astype(np.float32)
+        pooled: AnyArray = self.weights[size] @ grid.reshape(len(grid), -1).T
+        return pooled
 
 
 def encode_edges(edge_map: PixelMap, superpixels: LabelMap, config: Config) -> Matrix:

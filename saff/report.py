@@ -64,6 +64,8 @@ class Label:
     seeds_background: int
     fallback: str = ""
     """Why the fit was not used as published; empty when it was."""
+    quality: float | None = None
+    """How far the mask can be trusted, in [0, 1]; None in runs that did not tell."""
 
     def __post_init__(self) -> None:
         _check_features(self.features, self.superpixels)
@@ -283,6 +285,7 @@ def render(
         labels=bool(labelled),
         predictions=any(view["predicted"] for view in views),
         compared=any(view["agreement"] is not None for view in views),
+        rated=any(view["quality"] is not None for view in views),
         more_cards=next(source, None) is not None,
         fallbacks=sum(1 for view in views if view["fallback"]),
         failures=_by_kind(failures, max_failures),
@@ -298,6 +301,7 @@ def render(
 _SCRIPTED = (  # what the script sorts by and shows
     "name",
     "image_confidence",
+    "quality",
     "disagreement",
     "agreement",
     "foreground",
@@ -314,6 +318,7 @@ def _view(card: Card, side: int) -> View:
         "width": width,
         "ratio": round(min(max(width / height, NARROWEST), WIDEST), 4),
         "panels": list(_panels(card, side)),
+        "quality": None,
         "disagreement": None,
         "agreement": None,
         "foreground": None,
@@ -334,6 +339,7 @@ def _view(card: Card, side: int) -> View:
             "seeds_foreground": int(label.seeds_foreground),
             "seeds_background": int(label.seeds_background),
             "fallback": _printable(label.fallback),
+            "quality": None if label.quality is None else round(label.quality, 4),
         }
         if card.prediction is not None:
             view["agreement"] = round(agreement(label.confidence, card.prediction), 4)

@@ -287,6 +287,7 @@ def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> report
         seeds_foreground=row["seeds_foreground"],
         seeds_background=row["seeds_background"],
         fallback=row["fallback"],
+        quality=row.get("quality"),
     )
     same = predicted and predicted["error_kind"] is None and predicted["sha256"] == row["sha256"]
     return report.Card(

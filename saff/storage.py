@@ -47,6 +47,7 @@ PSEUDO_LABELS = pa.schema(
         ("seeds_foreground", pa.int32()),
         ("seeds_background", pa.int32()),
         ("fallback", pa.string()),
+        ("quality", pa.float64()),
         ("error", pa.string()),
         ("error_kind", pa.string()),
     ]

@@ -71,6 +71,7 @@ def test_a_row_holds_what_label_image_gives(tmp_path, photographs, small):
         labeled.seeds_background,
         labeled.fallback,
     )
+    assert row["quality"] == labeled.quality
     assert (row["image_id"], row["uri"]) == ("chelsea.png", str(path))
     assert (row["height"], row["width"]) == pixels.shape[:2]
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -431,7 +432,7 @@ def test_a_preview_says_what_would_be_done_and_does_nothing(corpus, finished, sm
 
 def test_a_preview_refuses_what_a_run_would(corpus, finished, small, tmp_path):
     rows = list(list_images(str(corpus)))
-    with pytest.raises(SettingsError, match=r"config\.gamma is 1\.6 there and 2\.0 here"):
+    with pytest.raises(SettingsError, match=r"config\.gamma is 1\.5 there and 2\.0 here"):
         preview(str(corpus), rows, finished, dataclasses.replace(small, gamma=2.0))
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=f"no access to {tmp_path}/file"):
@@ -453,7 +454,8 @@ def test_the_digest_holds_settings_weights_and_version(small, monkeypatch):
         digests.add(describe_run("/photos", small)["digest"])
     with monkeypatch.context() as patch:
         patch.setattr(saliency.RobustBackground, "digest", "1e", raising=False)
-        digests.add(describe_run("/photos", small)["digest"])
+        other = dataclasses.replace(small, saliency="rbd")
+        digests.add(describe_run("/photos", other)["digest"])
     assert len(digests) == 4
 
 

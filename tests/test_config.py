@@ -27,7 +27,7 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "balance": False,
     "prior": (0.1, 0.2, 0.3, 0.5),
     "prior_strength": 0.125,
-    "spread": {"default": False, "paper": True},
+    "spreads": 5,
     "gamma": 1.25,
     "training": Training(steps=77, scale=(0.9, 1.1), network_weights="trunk.pth"),
     "inference": Inference(sides=(100, 200), mirror=True),
@@ -93,7 +93,8 @@ def test_paper_is_the_published_procedure():
     assert (paper.background_below, paper.foreground_above) == (0.2, 0.6)
     assert (paper.edge_scale, paper.balance, paper.seeds) == (3.5, True, "agreement")
     assert (paper.semantic_unary, paper.semantic_affinity) == ("max_class", "classes")
-    assert (paper.prior_strength, paper.spread, paper.gamma) == (0.0, False, 1.0)
+    assert (paper.prior_strength, paper.spreads, paper.gamma) == (0.0, 0, 1.0)
+    assert (paper.saliency, paper.edges) == ("drfi", "learned")
 
 
 def test_settings_cannot_be_changed_in_place():

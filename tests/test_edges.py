@@ -71,5 +71,7 @@ def test_edges_of_a_photograph_lie_where_it_changes():
 
 
 def test_an_unknown_name_is_explained():
-    with pytest.raises(SettingsError, match="unknown edges 'canny'; known: gradient, or your own"):
+    with pytest.raises(
+        SettingsError, match="unknown edges 'canny'; known: gradient, learned, or your own"
+    ):
         edges.load("canny")

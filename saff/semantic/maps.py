@@ -16,14 +16,18 @@ class SemanticMaps:
     Attributes
     ----------
     scores : float32 array of shape (K, h, w)
-        Class scores (logits) of each grid cell: class activation maps.
+        Class scores (logits) of each grid cell: class activation maps.  K may be 0: an encoder that
+        was trained without classes.
     levels : tuple of float32 arrays, each of shape (D, h, w)
         Feature maps of several depths, from local to semantic; sizes differ.  May be empty: then
         only class scores can be used.
+    attention : float32 array of shape (h, w), optional
+        How much of the image's own token lies on each cell, of a transformer.
     """
 
     scores: NDArray[np.float32]
     levels: tuple[NDArray[np.float32], ...] = ()
+    attention: NDArray[np.float32] | None = None
 
 
 class Encoder(Protocol):

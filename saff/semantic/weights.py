@@ -88,6 +88,30 @@ def open_hub(name: str, url: str, setting: str) -> WeightsFile:
     return open_weights(path, digest)
 
 
+def read_state(file: WeightsFile) -> dict[str, Tensor]:
+    """Read a state dict, ``weights_only``: nothing that the file holds is run.
+
+    Raises
+    ------
+    WeightsError
+        If the file is no state dict.
+    """
+    try:
+        state = torch.load(io.BytesIO(file.data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds, and advises to trust the file
+        raise WeightsError(
+            f"{file.source} is not a state dict as torch.save writes it: damaged, or holding other "
+            "objects than tensors (none was run)"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise WeightsError(
+            f"{file.source} is not a state dict, names to tensors; save network.state_dict() alone"
+        )
+    return state
+
+
 def load_state(
     network: nn.Module,
     file: WeightsFile,
@@ -113,19 +137,7 @@ def load_state(
     WeightsError
         If the file is no state dict or belongs to another network.
     """
-    try:
-        state = torch.load(io.BytesIO(file.data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds, and advises to trust the file
-        raise WeightsError(
-            f"{file.source} is not a state dict as torch.save writes it: damaged, or holding other "
-            "objects than tensors (none was run)"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise WeightsError(
-            f"{file.source} is not a state dict, names to tensors; save network.state_dict() alone"
-        )
+    state = read_state(file)
     for name in list(state):  # in place: the dict also carries the version of each layer
         value = state.pop(name)
         if not name.startswith(drop):

@@ -16,9 +16,8 @@ import torch
 from skimage import data
 
 import saff
-from saff import config, labeling
+from saff import config, edges, labeling, saliency
 from saff.labeling import label_image, load_models
-from saff.saliency.rbd import RobustBackground
 from saff.superpixels import slic
 from saff.threads import single_thread
 from saff.torchvision_import import models
@@ -47,18 +46,28 @@ def main():
         with torch.inference_mode():
             network(probe)
 
-    configs = {"default": config.default(), "paper": config.paper()}
+    configs = {name: make() for name, make in config.NAMED.items()}
     calls = {"mobilenet_v2": unit}
     calls |= {name: lambda c=c: label_image(image, c) for name, c in configs.items()}
+    back_ends = {
+        "saliency drfi": saliency.load("drfi"),
+        "saliency rbd": saliency.load("rbd"),
+        "edges learned": edges.load("learned"),
+        "edges gradient": edges.load("gradient"),
+    }
+    for name, back_end in back_ends.items():
+        calls[name] = lambda b=back_end: b(image)
     times = {name: [] for name in calls}
     for turn in range(ROUNDS + 2):
         for name, call in calls.items():
-            elapsed = seconds(call)
+            with single_thread():
+                elapsed = seconds(call)
             if turn >= 2:  # the first two warm up
                 times[name].append(elapsed)
     ratios = {
         name: [a / b for a, b in zip(times[name], times["mobilenet_v2"], strict=True)]
-        for name in configs
+        for name in times
+        if name != "mobilenet_v2"
     }
     print(
         json.dumps(
@@ -88,7 +97,7 @@ def stages(image):
             "S_s and M_s": median_ms(
                 lambda: labeling.encode_semantics(maps, superpixels, settings)
             ),
-            "saliency": median_ms(lambda: RobustBackground().on_regions(image, superpixels)),
+            "saliency": median_ms(lambda: loaded.saliency(image)),
             "edge map": median_ms(lambda: loaded.edges(image)),
             "M_a": median_ms(lambda: labeling.encode_edges(edge_map, superpixels, settings)),
         }

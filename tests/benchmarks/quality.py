@@ -6,58 +6,68 @@ Each variant is one Evaluation (256 thresholds, mean_pr) over the same superpixe
 """
 
 import argparse
-import dataclasses
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from saff import config, images
 from saff.labeling import label_image
-from saff.metrics import Evaluation, read_truth
+from saff.metrics import HALF, Evaluation, read_truth
 
 CUES = ("S_s", "S_s_con", "S_a", "S_a_con")
-UNBALANCED = dataclasses.replace(config.paper(), balance=False)
-LEAST_SQUARES = dataclasses.replace(config.default(), prior_strength=0.0)
-NO_SPREAD = dataclasses.replace(config.default(), spread=False, gamma=1.0)
-PLAIN_PRIOR = dataclasses.replace(config.default(), prior_strength=1e6)
-CENTRE_SEEDS = dataclasses.replace(
-    config.default(), seeds="agreement", background_below=0.2, foreground_above=0.6
-)
+FULL, PUBLISHED = config.default(), config.paper()
+ONE_SPREAD = {"spreads": 1, "gamma": 1.6}
+CONFIGS = {
+    "paper()": PUBLISHED,
+    "paper(), unbalanced": replace(PUBLISHED, balance=False),
+    "paper(), gradient edges": replace(PUBLISHED, edges="gradient"),
+    "paper(), robust background, gradient edges": replace(
+        PUBLISHED, saliency="rbd", edges="gradient"
+    ),
+    "default()": FULL,
+    "default(), learned edges": replace(FULL, edges="learned"),
+    "default(), robust background": replace(FULL, saliency="rbd"),
+    "default(), one spread": replace(FULL, **ONE_SPREAD),
+    "default(), one spread, robust background": replace(FULL, saliency="rbd", **ONE_SPREAD),
+    "default(), no spread": replace(FULL, spreads=0, gamma=1.0),
+    "fast()": config.fast(),
+}
 
 
-def variants(image):
-    """Confidence of every variant, uint8 (H, W), by name."""
-    default, paper = label_image(image), label_image(image, config.paper())
+def variants(image, saliency):
+    """Confidence of every variant, uint8 (H, W), and its quality, by name."""
     maps = {}
-    for name, labeled in (("paper", paper), ("default", default)):
-        columns = labeled.features.T
-        for cue, values in zip(CUES, columns, strict=True):
-            maps[f"{name}: {cue}"] = values[labeled.superpixels]
-        maps[f"{name}: plain mean of the four"] = labeled.features.mean(1)[labeled.superpixels]
-    maps["paper(), unbalanced"] = label_image(image, UNBALANCED).confidence
-    maps["paper()"] = paper.confidence
-    maps["default(), published seeds, least squares, no spread"] = label_image(
-        image, dataclasses.replace(CENTRE_SEEDS, prior_strength=0.0, spread=False, gamma=1.0)
-    ).confidence
-    maps["default(), published seeds"] = label_image(image, CENTRE_SEEDS).confidence
-    maps["default(), no prior"] = label_image(image, LEAST_SQUARES).confidence
-    maps["default(), prior alone"] = label_image(image, PLAIN_PRIOR).confidence
-    maps["default(), no spread"] = label_image(image, NO_SPREAD).confidence
-    maps["default()"] = default.confidence
-    return {name: np.rint(m * 255).astype(np.uint8) for name, m in maps.items()}
+    for name, settings in CONFIGS.items():
+        if settings.saliency == "drfi":
+            settings = replace(settings, saliency=saliency)
+        labeled = label_image(image, settings)
+        maps[name] = labeled.confidence, labeled.quality
+        if name in ("paper()", "default()"):
+            for cue, values in zip(CUES, labeled.features.T, strict=True):
+                maps[f"{name}: {cue}"] = values[labeled.superpixels], 0.0
+            mean = labeled.features.mean(1)[labeled.superpixels]
+            maps[f"{name}: plain mean of the four"] = mean, 0.0
+    return {name: (np.rint(m * 255).astype(np.uint8), q) for name, (m, q) in maps.items()}
 
 
 def evaluate(task):
-    """Evaluate some of the images: a dict of Evaluations for each half of the ids."""
+    """Evaluate some of the images: for each half of the ids, Evaluations and (quality, IoU)."""
     halves = ({}, {})
-    paths, truth, truth_format = task
+    paths, truth, truth_format, saliency = task
     for index, path in paths:
         mask, valid = read_truth((truth / f"{path.stem}.png").read_bytes(), truth_format)
-        for name, confidence in variants(images.read(path)).items():
-            halves[index % 2].setdefault(name, Evaluation()).add(confidence, mask, valid)
+        for name, (confidence, quality) in variants(images.read(path), saliency).items():
+            evaluation, pairs = halves[index % 2].setdefault(name, (Evaluation(), []))
+            evaluation.add(confidence, mask, valid)
+            kept = confidence >= HALF
+            either = ((kept | mask) & valid).sum()
+            if mask.any():
+                pairs.append((quality, (kept & mask & valid).sum() / max(either, 1)))
     return halves
 
 
@@ -67,27 +77,36 @@ def main():
     parser.add_argument("--truth", type=Path, required=True)
     parser.add_argument("--truth-format", choices=("voc", "binary"), required=True)
     parser.add_argument("--every", type=int, default=1, help="take every n-th image")
+    parser.add_argument("--half", type=int, choices=(0, 1), help="only images of even or odd rank")
+    parser.add_argument(
+        "--saliency", default="drfi", help="in place of drfi: drfi:FILE, fitted to other images"
+    )
     args = parser.parse_args()
     paths = list(enumerate(sorted(args.images.iterdir())))[:: args.every]
+    paths = [(k, path) for k, path in paths if args.half is None or k % 2 == args.half]
     workers = os.cpu_count() or 1
-    tasks = [(paths[k :: 4 * workers], args.truth, args.truth_format) for k in range(4 * workers)]
+    rest = args.truth, args.truth_format, args.saliency
+    tasks = [(paths[k :: 4 * workers], *rest) for k in range(4 * workers)]
     with ProcessPoolExecutor(workers) as pool:
         parts = list(pool.map(evaluate, tasks))
     rows = {}
     for name in next(p for part in parts for p in part if p):
-        even, odd = (
-            sum((part[half][name] for part in parts if name in part[half]), Evaluation())
-            for half in (0, 1)
-        )
+        found = [[part[half][name] for part in parts if name in part[half]] for half in (0, 1)]
+        even, odd = (sum((e for e, _ in half), Evaluation()) for half in found)
+        pairs = np.array([pair for half in found for _, more in half for pair in more])
         whole = (even + odd).summary()
         rows[name] = {
             "mean_pr": round(whole["mean_pr"]["max_f"], 4),
-            "even": round(even.summary()["mean_pr"]["max_f"], 4),
-            "odd": round(odd.summary()["mean_pr"]["max_f"], 4),
+            **{
+                word: round(half.summary()["mean_pr"]["max_f"], 4)
+                for word, half in (("even", even), ("odd", odd))
+                if half.images
+            },
             "mean_f": round(whole["mean_f"]["max_f"], 4),
             "max_f": round(whole["max_f"]["max_f"], 4),
             "mae": round(whole["mae"], 4),
             "iou": round(whole["iou"], 4),
+            "quality_rank_correlation": round(float(spearmanr(*pairs.T)[0]), 3),
         }
     print(json.dumps({"images": len(paths), "variants": rows}, indent=1))
 

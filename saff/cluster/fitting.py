@@ -1,0 +1,251 @@
+"""Fitting the models that saff ships, on Ray: images over the cores, folds side by side."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+
+from saff import images, metrics
+from saff.arrays import AnyArray
+from saff.boundaries import Counts, Scores, count_matches, summarise
+from saff.cluster.parts import start_ray
+from saff.edges import fitting as edge_fitting, load as load_edges
+from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
+from saff.edges.learned import KIND as EDGE_KIND, to_arrays
+from saff.errors import SettingsError
+from saff.evaluation import TruthFormat, read_mask
+from saff.metrics import Evaluation
+from saff.modelfile import pack
+from saff.progress import Progress
+from saff.saliency import fitting
+from saff.saliency.drfi import KIND
+from saff.saliency.fitting import Boosting, Example
+from saff.storage import Folder, Row, read_bytes
+from saff.threads import single_thread
+
+FEWEST = 2  # images a fold
+
+
+class Fitted(NamedTuple):
+    """A fitted model and how well it does on images it has not seen.
+
+    Attributes
+    ----------
+    data : bytes
+        Of the model file.
+    summary : dict
+        As in metrics.json: cross-validated.
+    left_out : list of str
+        Images without a mask, or that cannot be read, with the reason.
+    """
+
+    data: bytes
+    summary: Row
+    left_out: list[str]
+
+
+def fit_saliency(
+    rows: Sequence[Row],
+    truth: str,
+    truth_format: TruthFormat,
+    boosting: Boosting,
+    *,
+    folds: int = 5,
+    notes: dict[str, str] | None = None,
+) -> Fitted:
+    """Fit the regressor of DRFI to all images, and cross-validate it.
+
+    The images stay in Ray's object store as region features, half a megabyte each.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Manifest rows.
+    truth, truth_format : str
+        Masks, as :func:`saff.evaluation.evaluate` takes them.
+    boosting : Boosting
+        Settings of the trees.
+    folds : int
+        Each is measured with trees that were grown on the others; drawn with ``boosting.seed``.
+    notes : dict of str to str, optional
+        What the file says of its data.
+
+    Raises
+    ------
+    SettingsError
+        If fewer than two images a fold can be used, or the masks hold only one class.
+    """
+    start_ray()
+    read: Any = ray.remote(num_cpus=1, num_returns=2)(_read_example)
+    pending = [read.remote(row, truth, truth_format) for row in rows]
+    usable, left_out = [], []
+    with Progress("describe", len(pending)) as progress:
+        for (example, reason), row in zip(pending, rows, strict=True):
+            why = ray.get(reason)
+            if why:
+                left_out.append(f"{row['image_id']}: {why}")
+            else:
+                usable.append((example, row))
+            progress.advance(1, int(bool(why)))
+    if len(usable) < FEWEST * folds:
+        raise SettingsError(
+            f"{len(usable)} of {len(rows)} images can be used, expected at least {FEWEST * folds} "
+            f"for {folds} folds; {'; '.join(left_out[:3]) or 'name more images'}"
+        )
+    order = np.random.default_rng(boosting.seed).permutation(len(usable))
+    held_out = [sorted(fold) for fold in np.array_split(order, folds)]
+    examples = [example for example, _ in usable]
+    grow: Any = ray.remote(num_cpus=1)(_grow)
+    whole = grow.remote(boosting, *examples)
+    trees = [
+        grow.remote(boosting, *(e for i, e in enumerate(examples) if i not in {*fold}))
+        for fold in held_out
+    ]
+    with Progress("fit", folds + 1, unit="models") as progress:
+        for model in [*trees, whole]:
+            _get(model)
+            progress.advance(1, 0)
+    ask: Any = ray.remote(num_cpus=1)(_ask)
+    scores: list[Any] = [None] * len(examples)
+    for model, fold in zip(trees, held_out, strict=True):
+        for index in fold:
+            scores[index] = ask.remote(model, examples[index])
+    weigh: Any = ray.remote(num_cpus=1)(_fuse)
+    fusion = ray.get(weigh.remote(len(scores), *scores, *examples))
+    judge: Any = ray.remote(num_cpus=1)(_judge)
+    judged = [
+        judge.remote(s, fusion, e, row, truth, truth_format)
+        for s, (e, row) in zip(scores, usable, strict=True)
+    ]
+    total = Evaluation()
+    for result in judged:
+        total = total + ray.get(result)
+    summary = total.summary() | {"folds": folds, "left_out": len(left_out)}
+    said = {"images": str(len(usable)), "max_f": f"{summary['mean_pr']['max_f']:.4f}"}
+    arrays = {**ray.get(whole), "fusion": np.asarray(fusion, np.float32)}
+    return Fitted(pack(KIND, arrays, {**said, **(notes or {})}), summary, left_out)
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SettingsError):
+            raise error.cause from None
+        raise
+
+
+def _read_truth(row: Row, truth: str, truth_format: TruthFormat) -> tuple[AnyArray, AnyArray]:
+    _, data = read_mask(Folder.at(truth), row["image_id"], truth)
+    if data is None:
+        raise ValueError("it has no mask")
+    return metrics.read_truth(data, truth_format)
+
+
+def _read_example(row: Row, truth: str, truth_format: TruthFormat) -> tuple[Example | None, str]:
+    try:
+        mask, valid = _read_truth(row, truth, truth_format)
+        return fitting.make_example(images.decode(read_bytes(row["uri"])), mask, valid), ""
+    except (ValueError, FileNotFoundError) as error:  # the image's own fault, or its mask's
+        return None, str(error)
+
+
+def _grow(boosting: Boosting, *examples: Example) -> dict[str, AnyArray]:
+    return fitting.fit_trees(examples, boosting)
+
+
+def _ask(arrays: dict[str, AnyArray], example: Example) -> AnyArray:
+    return fitting.level_scores(fitting.trees_of(arrays), example)
+
+
+def _fuse(count: int, *given: Any) -> AnyArray:
+    return fitting.fit_fusion(given[:count], given[count:])
+
+
+def _judge(
+    scores: AnyArray,
+    fusion: AnyArray,
+    example: Example,
+    row: Row,
+    truth: str,
+    truth_format: TruthFormat,
+) -> Evaluation:
+    return fitting.measure(scores, fusion, example, *_read_truth(row, truth, truth_format))
+
+
+# Edges
+
+
+def fit_edges(
+    rows: Sequence[Row],
+    boundaries: str,
+    settings: EdgeFitting,
+    notes: dict[str, str] | None = None,
+) -> bytes:
+    """Fit the edge network in this process, and give its model file.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Manifest rows of the images to learn from.
+    boundaries : str
+        Folder or prefix of what people drew, ``.mat`` or ``.png``, named like the images.
+    settings : EdgeFitting
+        Steps, rates, augmentation.
+    notes : dict of str to str, optional
+        What the file says of its data.
+
+    Raises
+    ------
+    SettingsError
+        If an image has no boundaries or another size than they.
+    """
+    examples = [_drawn(row, boundaries) for row in rows]
+    with Progress("fit", settings.steps, unit="steps") as progress:
+        state = edge_fitting.fit_edges(
+            examples,
+            settings,
+            on_step=lambda step, loss: progress.reach(step, f"loss {loss:.3f}"),
+        )
+    return pack(EDGE_KIND, to_arrays(state), {"images": str(len(rows)), **(notes or {})})
+
+
+def measure_edges(edges: str, rows: Sequence[Row], boundaries: str) -> Scores:
+    """Measure an edge back end on images with boundaries, over the cluster.
+
+    Parameters
+    ----------
+    edges : str
+        As :func:`saff.edges.load` takes it; a file must be where every node reads it.
+    rows, boundaries
+        As :func:`fit_edges` takes them.
+    """
+    start_ray()
+    count: Any = ray.remote(num_cpus=1)(_count)
+    counts = [_get(c) for c in [count.remote(edges, row, boundaries) for row in rows]]
+    return summarise(Counts(*(np.stack(c) for c in zip(*counts, strict=True))))
+
+
+def _drawn(row: Row, boundaries: str) -> Drawn:
+    folder, stem = Folder.at(boundaries), os.path.splitext(row["image_id"])[0]
+    for name in (f"{stem}.mat", f"{stem}.png"):
+        if folder.exists(name):
+            try:
+                drawn = Drawn(images.read(row["uri"]), read_boundaries(folder.read(name)))
+            except ValueError as error:
+                raise SettingsError(f"{name} of {boundaries}: {error}") from error
+            if drawn.people.shape[1:] != drawn.image.shape[:2]:
+                raise SettingsError(
+                    f"{name} of {boundaries} is {drawn.people.shape[1:]}, its image "
+                    f"{drawn.image.shape[:2]}"
+                )
+            return drawn
+    raise SettingsError(f"{row['image_id']} has no boundaries in {boundaries}: no {stem}.mat, .png")
+
+
+def _count(edges: str, row: Row, boundaries: str) -> Counts:
+    drawn = _drawn(row, boundaries)
+    with single_thread():
+        return count_matches(load_edges(edges)(drawn.image), drawn.people)
