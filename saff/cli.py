@@ -71,7 +71,10 @@ class TruthFormat(str, Enum):
 Output = Annotated[str, typer.Argument(help="Output of a run, a folder or s3:// prefix.")]
 StageOption = Annotated[Stage, typer.Option(help="Which results.")]
 ConfigOption = Annotated[
-    str, typer.Option("--config", help="'default', 'fast', 'paper', or a JSON file of settings.")
+    str,
+    typer.Option(
+        "--config", help="'default', 'fast', 'best', 'paper', or a JSON file of settings."
+    ),
 ]
 
 

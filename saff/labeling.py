@@ -1,7 +1,8 @@
 """label_image(): the whole method for one image, on one screen."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -57,7 +58,8 @@ class LabeledImage:
         Of the score.
     scores : float64 array of shape (R,)
         Confidence of each superpixel, in [0, 1].  With ``paper()`` it is
-        ``clip(features @ weights + bias, 0, 1)``; with ``spreads`` that, spread and stretched.
+        ``clip(features @ weights + bias, 0, 1)``; with ``spreads`` that, spread and stretched; with
+        ``more_superpixels`` the mean over several cuts.
     seeds_foreground, seeds_background : int
         Superpixels that the weights were fitted to.
     fallback : str
@@ -124,35 +126,71 @@ def label_image(
     models = models or load_models(config)
     with single_thread():
         small = shrink(image, config.working_side)
-        superpixels = slic(small, config.superpixel_count)
-        unary_s, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
-        unary_a = stretch(region_saliency(models.saliency, small, superpixels))
-        edge_map = finite("edges", models.edges(small), superpixels)
-        similarity_a = encode_edges(edge_map, superpixels, config)
-        context_s = stretch(context(similarity_a, unary_s))  # Eq. 4: semantics over apparent ones
-        context_a = stretch(context(similarity_s, unary_a))  # Eq. 3: saliency over semantic ones
-        features = np.stack([unary_s, context_s, unary_a, context_a], axis=1)
-        fit = fit_image(features, similarity_s, config)
-        scores = fit.score(features)  # Eq. 5
-        for _ in range(config.spreads):
-            scores = stretch(context(similarity_s, scores))
-        scores = scores**config.gamma
-        quality = mask_quality(features, scores, np.bincount(superpixels.ravel()))
-    superpixels = enlarge(superpixels, *image.shape[:2])
+        maps, edge_map = models.encoder(small), models.edges(small)
+        finite("edges", edge_map, small)
+        salient: saliency.Saliency = models.saliency
+        if not isinstance(salient, saliency.RegionSaliency):
+            salient = partial(_given, salient(small))  # once, however many cuts
+        counts = (config.superpixel_count, *config.more_superpixels)
+        fused, *others = [
+            fuse(small, slic(small, count), maps, edge_map, salient, config) for count in counts
+        ]
+        scores = fused.scores
+        if others:  # other cuts err elsewhere: the mean of all, on the regions of the first
+            painted = np.mean([f.scores[f.superpixels] for f in (fused, *others)], axis=0)
+            scores = np.clip(region_means(painted[None], fused.superpixels)[:, 0], 0.0, 1.0)
+        area = np.bincount(fused.superpixels.ravel())
+    superpixels = enlarge(fused.superpixels, *image.shape[:2])
     confidence = scores.astype(np.float32)[superpixels]
     return LabeledImage(
         confidence=confidence,
         pseudo_label=(confidence >= 0.5).astype(np.uint8),
         superpixels=superpixels,
-        features=features.astype(np.float32),
-        weights=fit.weights,
-        bias=fit.bias,
+        features=fused.features.astype(np.float32),
+        weights=fused.fit.weights,
+        bias=fused.fit.bias,
         scores=scores,
-        seeds_foreground=fit.seeds_foreground,
-        seeds_background=fit.seeds_background,
-        fallback=fit.fallback,
-        quality=quality,
+        seeds_foreground=fused.fit.seeds_foreground,
+        seeds_background=fused.fit.seeds_background,
+        fallback=fused.fit.fallback,
+        quality=mask_quality(fused.features, scores, area),
     )
+
+
+def _given(pixels: PixelMap, image: Image) -> PixelMap:
+    """A map that is there already, as a back end."""
+    return pixels
+
+
+class Fused(NamedTuple):
+    """One cut of an image and what the method says of its regions; see LabeledImage."""
+
+    superpixels: LabelMap
+    features: Features
+    fit: Fit
+    scores: Features
+
+
+def fuse(
+    image: Image,
+    superpixels: LabelMap,
+    maps: semantic.SemanticMaps,
+    edge_map: PixelMap,
+    back_end: saliency.Saliency,
+    config: Config,
+) -> Fused:
+    """Encode and weigh the superpixels of one cut: Eq. 1 to 6."""
+    unary_s, similarity_s = encode_semantics(maps, superpixels, config)
+    unary_a = stretch(region_saliency(back_end, image, superpixels))
+    similarity_a = encode_edges(edge_map, superpixels, config)
+    context_s = stretch(context(similarity_a, unary_s))  # Eq. 4: semantics over apparent neighbours
+    context_a = stretch(context(similarity_s, unary_a))  # Eq. 3: saliency over semantic ones
+    features = np.stack([unary_s, context_s, unary_a, context_a], axis=1)
+    fit = fit_image(features, similarity_s, config)
+    scores = fit.score(features)  # Eq. 5
+    for _ in range(config.spreads):
+        scores = stretch(context(similarity_s, scores))
+    return Fused(superpixels, features, fit, scores**config.gamma)
 
 
 def spread_map(
@@ -283,19 +321,19 @@ def region_saliency(back_end: saliency.Saliency, image: Image, superpixels: Labe
         pixels = back_end.on_regions(image, superpixels)
     else:
         pixels = back_end(image)
-    return region_means(finite("saliency", pixels, superpixels)[None], superpixels)[:, 0]
+    finite("saliency", pixels, image)
+    return region_means(pixels[None], superpixels)[:, 0]
 
 
-def finite(kind: str, pixels: PixelMap, superpixels: LabelMap) -> PixelMap:
-    """Give a back end's map if it has the image's size and no NaN or infinity."""
-    if np.shape(pixels) != superpixels.shape:
+def finite(kind: str, pixels: PixelMap, image: Image) -> None:
+    """Refuse a back end's map that has not the image's size, or NaN or infinity."""
+    if np.shape(pixels) != image.shape[:2]:
         raise ValueError(
-            f"the {kind} back end must give {superpixels.shape}, the image's size, got shape "
+            f"the {kind} back end must give {image.shape[:2]}, the image's size, got shape "
             f"{np.shape(pixels)}"
         )
     if not np.isfinite(pixels).all():
         raise ValueError(f"the {kind} back end gave NaN or infinity, expected [0, 1]")
-    return pixels
 
 
 def fit_image(features: Features, similarity_s: Matrix, config: Config) -> Fit:

@@ -186,7 +186,7 @@ def test_an_output_that_cannot_be_written(call, corpus, settings_file, tmp_path,
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "no configuration 'fast'; known: default, paper, or a JSON file"),
+        (None, "no configuration 'swift'; known: default, fast, best, paper, or a JSON file"),
         ("{'a': 1}", "the configuration is not JSON: "),
         ("\ufeffé", "the configuration is not JSON: "),
         ("[]", "the configuration must be a JSON object, got list"),
@@ -198,8 +198,8 @@ def test_an_output_that_cannot_be_written(call, corpus, settings_file, tmp_path,
 def test_settings_that_cannot_work(call, corpus, tmp_path, monkeypatch, content, said):
     monkeypatch.chdir(tmp_path)
     if content is not None:
-        Path("fast").write_text(content)
-    text = refusal(call("label", corpus, "--output", tmp_path / "out", "--config", "fast"))
+        Path("swift").write_text(content)
+    text = refusal(call("label", corpus, "--output", tmp_path / "out", "--config", "swift"))
     assert text.startswith(said)
     assert not (tmp_path / "out").exists()
 

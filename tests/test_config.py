@@ -14,6 +14,7 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "saliency": "package.module:saliency",
     "edges": "package.module:edges",
     "superpixel_count": 77,
+    "more_superpixels": (50, 60),
     "working_side": 640,
     "max_pixels": 1000,
     "temperature": 0.7,

@@ -52,6 +52,7 @@ def a_card(image_id="a.jpg", shape=(24, 36), seed=0, **changes):
         "weights": [0.5, -0.25, 1.0, 0.125, -0.0625],
         "seeds_foreground": 7,
         "seeds_background": 31,
+        "quality": float(rng.random()),
     }
     own = {key: changes.pop(key) for key in ("image", "prediction") if key in changes}
     return Card(image_id=image_id, **{"image": image, "label": Label(**label | changes)} | own)
@@ -103,6 +104,15 @@ def pictures_of(html, kind):
 
 
 # Measures
+
+
+def test_quality_is_shown_where_a_run_told_it():
+    told, untold = a_card("a.jpg", quality=0.4321), a_card("b.jpg", quality=None)
+    html = page_of([told, untold])
+    assert [card["quality"] for card in facts_of(html)["cards"]] == [0.4321, None]
+    assert html.count(">quality</abbr></dt><dd>0.43</dd>") == 1
+    assert "Quality" in html
+    assert "Quality" not in page_of([untold])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
@@ -682,7 +692,7 @@ def test_mask_plain_mask_and_confidence_are_drawn_from_the_confidence(page):
 
 
 @pytest.mark.browser
-def test_cards_sort_by_name_confidence_and_disagreement_both_ways(page):
+def test_cards_sort_by_name_and_by_every_measure_both_ways(page):
     plain = [card.image_id for card in CARDS[:3]]
     assert [n for n in names_shown(page) if n in plain] == [
         "cats/b9.jpg",
@@ -691,6 +701,7 @@ def test_cards_sort_by_name_confidence_and_disagreement_both_ways(page):
     ]
     measures = {
         "confidence": lambda card: image_confidence(card.label.confidence),
+        "quality": lambda card: card.label.quality,
         "disagreement": lambda card: -disagreement(card.label.features, card.label.superpixels),
     }
     for order, key in measures.items():

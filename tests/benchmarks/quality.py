@@ -35,14 +35,17 @@ CONFIGS = {
     "default(), one spread": replace(FULL, **ONE_SPREAD),
     "default(), one spread, robust background": replace(FULL, saliency="rbd", **ONE_SPREAD),
     "default(), no spread": replace(FULL, spreads=0, gamma=1.0),
+    "default(), 300 superpixels": replace(FULL, superpixel_count=300),
     "fast()": config.fast(),
+    "best()": config.best(),
 }
 
 
-def variants(image, saliency):
+def variants(image, saliency, only):
     """Confidence of every variant, uint8 (H, W), and its quality, by name."""
     maps = {}
-    for name, settings in CONFIGS.items():
+    for name in only:
+        settings = CONFIGS[name]
         if settings.saliency == "drfi":
             settings = replace(settings, saliency=saliency)
         labeled = label_image(image, settings)
@@ -58,10 +61,10 @@ def variants(image, saliency):
 def evaluate(task):
     """Evaluate some of the images: for each half of the ids, Evaluations and (quality, IoU)."""
     halves = ({}, {})
-    paths, truth, truth_format, saliency = task
+    paths, truth, truth_format, saliency, only = task
     for index, path in paths:
         mask, valid = read_truth((truth / f"{path.stem}.png").read_bytes(), truth_format)
-        for name, (confidence, quality) in variants(images.read(path), saliency).items():
+        for name, (confidence, quality) in variants(images.read(path), saliency, only).items():
             evaluation, pairs = halves[index % 2].setdefault(name, (Evaluation(), []))
             evaluation.add(confidence, mask, valid)
             kept = confidence >= HALF
@@ -81,11 +84,12 @@ def main():
     parser.add_argument(
         "--saliency", default="drfi", help="in place of drfi: drfi:FILE, fitted to other images"
     )
+    parser.add_argument("--only", nargs="+", choices=CONFIGS, default=[*CONFIGS])
     args = parser.parse_args()
     paths = list(enumerate(sorted(args.images.iterdir())))[:: args.every]
     paths = [(k, path) for k, path in paths if args.half is None or k % 2 == args.half]
     workers = os.cpu_count() or 1
-    rest = args.truth, args.truth_format, args.saliency
+    rest = args.truth, args.truth_format, args.saliency, args.only
     tasks = [(paths[k :: 4 * workers], *rest) for k in range(4 * workers)]
     with ProcessPoolExecutor(workers) as pool:
         parts = list(pool.map(evaluate, tasks))
