@@ -20,7 +20,7 @@ from saff.labeling import (
     spread_map,
 )
 from saff.semantic import SemanticMaps
-from saff.superpixels import slic
+from saff.superpixels import region_means, slic
 from saff.threads import single_thread
 from saff.weighting import fit_weights
 
@@ -100,7 +100,7 @@ def labeled():
 def test_a_photograph_is_labelled_as_promised(labeled, name, kind):
     result = labeled[name, kind]
     assert_labeled(result, photo(name), CONFIGS[kind])
-    assert result.superpixels.max() + 1 == pytest.approx(300, rel=0.25)
+    assert result.superpixels.max() + 1 == pytest.approx(CONFIGS[kind].superpixel_count, rel=0.25)
     assert np.ptp(result.confidence) > 0.5
     assert 0 < result.pseudo_label.mean() < 1
     if kind == "default":
@@ -419,6 +419,24 @@ def test_an_edge_map_counts_in_units_of_its_average():
     np.testing.assert_allclose(scaled, similarity, rtol=1e-12)
     none = encode_edges(np.zeros_like(edge_map), superpixels, config.default())
     np.testing.assert_array_equal(none, np.ones_like(similarity))
+
+
+def test_several_cuts_are_averaged_on_the_regions_of_the_first(photographs, small):
+    image = photographs["coffee"]
+    several = dataclasses.replace(small, more_superpixels=(20, 35))
+    labeled = label_image(image, several)
+    assert_labeled(labeled, image, several)
+    alone = [
+        label_image(image, dataclasses.replace(small, superpixel_count=count)).confidence
+        for count in (60, 20, 35)
+    ]
+    np.testing.assert_array_equal(labeled.superpixels, label_image(image, small).superpixels)
+    mean = region_means(np.mean(alone, axis=0)[None], labeled.superpixels)[:, 0]
+    np.testing.assert_allclose(labeled.scores, mean, atol=1e-6)
+    one = dataclasses.replace(small, more_superpixels=(60, 60))
+    np.testing.assert_allclose(
+        label_image(image, one).confidence, label_image(image, small).confidence, atol=1e-6
+    )
 
 
 def test_a_map_is_spread_as_the_score_is(photographs, small):
