@@ -441,6 +441,7 @@ def fit_saliency(
     trees: Annotated[int, typer.Option(min=1, help="Boosted trees.")] = 250,
 ) -> None:
     """Fit the regressor of saliency "drfi" to images with masks; use it as drfi:FILE."""
+    check_writable(output)
     from saff.cluster.fitting import fit_saliency as fit
     from saff.saliency.fitting import Boosting
 
@@ -469,15 +470,23 @@ def fit_edges(
     if bool(validation_images) != bool(validation_boundaries):
         raise SettingsError("name both --validation-images and --validation-boundaries, or none")
     from saff.cluster import fitting
+    from saff.edges import load as load_edges
     from saff.edges.fitting import EdgeFitting
 
+    check_writable(output)
     rows = list(list_images(images))
+    unseen = list(list_images(validation_images)) if validation_images else []
     save(output, fitting.fit_edges(rows, boundaries, EdgeFitting(steps=steps)))
-    if validation_images and validation_boundaries:
-        unseen = list(list_images(validation_images))
-        name = f"learned:{output.absolute()}"
-        scores = fitting.measure_edges(name, unseen, validation_boundaries)
+    if validation_boundaries:
+        fitted = load_edges(f"learned:{output.absolute()}")
+        scores = fitting.measure_edges(fitted, unseen, validation_boundaries)
         typer.echo(f"ODS {scores.ods:.4f} at {scores.threshold:.2f}, OIS {scores.ois:.4f}")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before the work that it is for."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"cannot write {path}: name a file in a folder that is there")
 
 
 def save(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from saff.errors import SettingsError
 
+MOST_SPREADS = 100
 MOST_SUPERPIXELS = 4096  # similarities are (R, R): 128 MiB each at this number
 
 
@@ -166,7 +167,7 @@ class Config:
     spreads: int = 2
     """Times the score is spread over semantic neighbours, as Eq. 3 spreads saliency."""
     gamma: float = 1.5
-    """Exponent of the stretched spread score: puts the best single threshold at 0.5."""
+    """Exponent of the score, spread or not: puts the best single threshold at 0.5."""
 
     training: Training = field(default_factory=Training)
     """How the network learns; does not decide what pseudo labels look like."""
@@ -192,6 +193,8 @@ class Config:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)!r}")
         for name in ("edge_scale", "prior_strength", "spreads"):
             _at_least(self, "", name, 0)
+        if self.spreads > MOST_SPREADS:
+            raise SettingsError(f"spreads must be at most {MOST_SPREADS}, got {self.spreads}")
         if not 0 <= self.background_below <= self.foreground_above <= 1:
             raise SettingsError(
                 "expected 0 <= background_below <= foreground_above <= 1, got "

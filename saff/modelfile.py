@@ -88,7 +88,7 @@ def parse(data: bytes, source: str, kind: str) -> Model:
     """
     try:
         arrays = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type NumPy has not
         raise WeightsError(
             f"{source} is damaged or no model file ({error}); fetch it again, or fit a new one"
         ) from error
@@ -97,7 +97,7 @@ def parse(data: bytes, source: str, kind: str) -> Model:
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     try:
         about = dict(json.loads(metadata.get("saff", "{}")))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         about = {}
     found = about.get("kind", "no model of saff")
     if found != kind:

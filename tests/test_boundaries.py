@@ -75,6 +75,12 @@ def test_scores_of_one_and_of_each_threshold():
     assert scores.ois == pytest.approx(2 * precision * recall / (precision + recall))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20), (20, 1)])
+def test_a_line_of_pixels_is_counted(shape):
+    counts = count_matches(np.ones(shape, np.float32), [np.ones(shape, bool)], 2)
+    assert (counts.right <= counts.detected).all()
+
+
 def test_annotations_of_another_size_are_named():
     with pytest.raises(ValueError, match=r"at least one of \(60, 80\), got \[\(2, 2\)\]"):
         count_matches(line(40), [np.zeros((2, 2))])

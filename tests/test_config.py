@@ -149,6 +149,7 @@ def test_json_that_is_no_configuration_is_refused_by_name(text, message):
         ({"encoder_side": 0}, "encoder_side must be at least 1, got 0"),
         ({"superpixel_count": 0}, "superpixel_count must be at least 1, got 0"),
         ({"superpixel_count": 10**6}, "superpixel_count must be at most 4096, got 1000000"),
+        ({"spreads": 101}, "spreads must be at most 100, got 101"),
         ({"more_superpixels": (9, 0)}, "more_superpixels must be at least 1, got 0"),
         ({"more_superpixels": (9, 5000)}, "more_superpixels must be at most 4096, got 5000"),
         ({"working_side": -5}, "working_side must be at least 1, got -5"),

@@ -145,11 +145,34 @@ def test_trees_are_walked():
         ("value", np.float32([[0, 0, np.nan], [0, 10, 20]]), "lead nowhere"),
         ("threshold", np.int16([[0, 0, 0], [0, 0, 0]]), "does not hold trees"),
         ("right", np.int16([[2, 1], [2, 1]]), "does not hold trees"),
+        ("value", np.float64([[0, 0, 1e300], [0, 10, 20]]), "lead nowhere"),
     ],
 )
 def test_trees_that_cannot_be_walked_are_refused(name, value, message):
     with pytest.raises(WeightsError, match=f"here .*{message}"):
         from_arrays(stumps() | {name: value}, 2, "here")
+
+
+@pytest.mark.parametrize("shape", [(0, 2**40), (3, 0), (2, 5000)])
+def test_trees_of_no_or_absurd_size_are_refused(shape):
+    few = {"feature": np.zeros(shape, np.int16)} if 0 in shape else {}
+    arrays = {name: np.zeros(shape, a.dtype) for name, a in stumps().items()} | few
+    with pytest.raises(WeightsError, match="here does not hold trees"):
+        from_arrays(arrays, 2, "here")
+
+
+def test_a_tree_like_a_chain_is_refused():
+    count = 100
+    here = np.arange(count, dtype=np.int16)[None]
+    arrays = {
+        "feature": np.zeros((1, count), np.int16),
+        "threshold": np.zeros((1, count), np.float32),
+        "left": np.minimum(here + 1, count - 1),
+        "right": np.minimum(here + 1, count - 1),
+        "value": np.zeros((1, count), np.float32),
+    }
+    with pytest.raises(WeightsError, match="here holds a tree of depth 99, at most 64"):
+        from_arrays(arrays, 2, "here")
 
 
 def test_lightgbm_and_the_arrays_agree():
@@ -183,6 +206,11 @@ def test_any_image_gives_a_valid_map(drfi, shape, kind):
     assert np.isfinite(pixels).all()
     assert pixels.min() >= 0
     assert pixels.max() <= 1
+
+
+@pytest.mark.parametrize("colour", [(128, 155, 248), (255, 255, 255), (1, 99, 3)])
+def test_one_colour_has_nothing_that_stands_out(drfi, colour):
+    assert not drfi(np.full((61, 50, 3), colour, np.uint8)).any()
 
 
 def test_an_object_stands_out(drfi):

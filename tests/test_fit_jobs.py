@@ -119,6 +119,14 @@ def test_an_edge_network_is_fitted_measured_and_used(scenes, tmp_path):
     assert edges.load(f"learned:{model}")(scene(0)[0]).shape == (90, 120)
 
 
+def test_an_output_that_cannot_be_written_is_named_before_the_work(scenes, tmp_path):
+    words = ("--images", scenes / "images", "--output", tmp_path / "none" / "model")
+    for job, own in (("fit_edges.py", "--boundaries"), ("fit_saliency.py", "--truth")):
+        done = run(job, *words, own, scenes / "masks")
+        assert done.returncode == 2
+        assert "name a file in a folder that is there" in done.stderr
+
+
 def test_an_image_without_boundaries_is_named(scenes, tmp_path):
     done = run(
         "fit_edges.py",
@@ -127,4 +135,5 @@ def test_an_image_without_boundaries_is_named(scenes, tmp_path):
     )
     assert done.returncode == 2
     assert "0.png has no boundaries in" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "model").exists()

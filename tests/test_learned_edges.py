@@ -54,6 +54,13 @@ def test_weights_of_something_else_are_named():
         LearnedEdges(model)
 
 
+def test_weights_that_are_no_numbers_are_refused():
+    arrays = dict(read_model(shipped("edges"), KIND).arrays)
+    arrays["score.bias"] = np.full_like(arrays["score.bias"], np.nan)
+    with pytest.raises(WeightsError, match="here holds weights that are NaN or infinite"):
+        LearnedEdges(parse(pack(KIND, arrays), "here", KIND))
+
+
 # Structured forests
 
 

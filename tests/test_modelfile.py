@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from saff.errors import WeightsError
 from saff.modelfile import pack, parse, read_model, shipped
@@ -53,6 +54,19 @@ def test_a_changed_header_is_noticed():
     changed = len(text).to_bytes(8, "little") + text + data[8 + length :]
     with pytest.raises(WeightsError, match="checksum"):
         parse(changed, "here", "saff test 1")
+
+
+@pytest.mark.parametrize("about", ["[" * 100_000, "[1]", "no JSON"])
+def test_metadata_that_say_nothing_are_refused(about):
+    with pytest.raises(WeightsError, match="here holds 'no model of saff'"):
+        parse(save(ARRAYS, {"saff": about}), "here", "saff test 1")
+
+
+def test_numbers_of_a_type_that_numpy_has_not_are_refused():
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + b"\0\0"
+    with pytest.raises(WeightsError, match="here is damaged or no model file"):
+        parse(data, "here", "saff test 1")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

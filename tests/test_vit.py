@@ -135,6 +135,11 @@ def test_missing_weights_say_how_to_get_them(tmp_path, monkeypatch):
         ({"norm.weight": torch.zeros(3)}, "fit no transformer"),
         ({"blocks.2.attn.qkv.weight": None}, "it has no blocks.2.attn.qkv.weight"),
         ({"cls_token": None}, "it has no cls_token"),
+        ({"blocks.7.norm1.weight": torch.zeros(1)}, "it has no blocks.5.norm1.weight"),
+        ({"pos_embed": torch.zeros(3)}, "fit no transformer"),
+        ({"patch_embed.proj.weight": torch.zeros(())}, "fit no transformer"),
+        ({"patch_embed.proj.weight": torch.zeros(128, 3, 65, 65)}, "patches of 65 pixels"),
+        ({"norm.bias": torch.full((128,), torch.nan)}, "here holds NaN or infinity"),
     ],
 )
 def test_weights_of_something_else_are_named(state, change, message):

@@ -11,7 +11,7 @@ from saff import images, metrics
 from saff.arrays import AnyArray
 from saff.boundaries import Counts, Scores, count_matches, summarise
 from saff.cluster.parts import start_ray
-from saff.edges import fitting as edge_fitting, load as load_edges
+from saff.edges import Edges, fitting as edge_fitting
 from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
 from saff.edges.learned import KIND as EDGE_KIND, to_arrays
 from saff.errors import SettingsError
@@ -22,7 +22,7 @@ from saff.progress import Progress
 from saff.saliency import fitting
 from saff.saliency.drfi import KIND
 from saff.saliency.fitting import Boosting, Example
-from saff.storage import Folder, Row, read_bytes
+from saff.storage import Folder, Row, reaching, read_bytes
 from saff.threads import single_thread
 
 FEWEST = 2  # images a fold
@@ -57,7 +57,7 @@ def fit_saliency(
 ) -> Fitted:
     """Fit the regressor of DRFI to all images, and cross-validate it.
 
-    The images stay in Ray's object store as region features, half a megabyte each.
+    The images stay in Ray's object store as region features, about 0.8 MB each.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def fit_saliency(
     usable, left_out = [], []
     with Progress("describe", len(pending)) as progress:
         for (example, reason), row in zip(pending, rows, strict=True):
-            why = ray.get(reason)
+            why = _get(reason)
             if why:
                 left_out.append(f"{row['image_id']}: {why}")
             else:
@@ -99,10 +99,10 @@ def fit_saliency(
     examples = [example for example, _ in usable]
     grow: Any = ray.remote(num_cpus=1)(_grow)
     whole = grow.remote(boosting, *examples)
-    trees = [
-        grow.remote(boosting, *(e for i, e in enumerate(examples) if i not in {*fold}))
-        for fold in held_out
-    ]
+    trees = []
+    for fold in held_out:
+        rest = np.setdiff1d(np.arange(len(examples)), fold)
+        trees.append(grow.remote(boosting, *(examples[index] for index in rest)))
     with Progress("fit", folds + 1, unit="models") as progress:
         for model in [*trees, whole]:
             _get(model)
@@ -113,7 +113,7 @@ def fit_saliency(
         for index in fold:
             scores[index] = ask.remote(model, examples[index])
     weigh: Any = ray.remote(num_cpus=1)(_fuse)
-    fusion = ray.get(weigh.remote(len(scores), *scores, *examples))
+    fusion = _get(weigh.remote(len(scores), *scores, *examples))
     judge: Any = ray.remote(num_cpus=1)(_judge)
     judged = [
         judge.remote(s, fusion, e, row, truth, truth_format)
@@ -121,7 +121,7 @@ def fit_saliency(
     ]
     total = Evaluation()
     for result in judged:
-        total = total + ray.get(result)
+        total = total + _get(result)
     summary = total.summary() | {"folds": folds, "left_out": len(left_out)}
     said = {"images": str(len(usable)), "max_f": f"{summary['mean_pr']['max_f']:.4f}"}
     arrays = {**ray.get(whole), "fusion": np.asarray(fusion, np.float32)}
@@ -148,7 +148,7 @@ def _read_example(row: Row, truth: str, truth_format: TruthFormat) -> tuple[Exam
     try:
         mask, valid = _read_truth(row, truth, truth_format)
         return fitting.make_example(images.decode(read_bytes(row["uri"])), mask, valid), ""
-    except (ValueError, FileNotFoundError) as error:  # the image's own fault, or its mask's
+    except (ValueError, OSError) as error:  # the image's own fault, or its mask's
         return None, str(error)
 
 
@@ -212,19 +212,20 @@ def fit_edges(
     return pack(EDGE_KIND, to_arrays(state), {"images": str(len(rows)), **(notes or {})})
 
 
-def measure_edges(edges: str, rows: Sequence[Row], boundaries: str) -> Scores:
+def measure_edges(edges: Edges, rows: Sequence[Row], boundaries: str) -> Scores:
     """Measure an edge back end on images with boundaries, over the cluster.
 
     Parameters
     ----------
-    edges : str
-        As :func:`saff.edges.load` takes it; a file must be where every node reads it.
+    edges : Edges
+        Sent to every node.
     rows, boundaries
         As :func:`fit_edges` takes them.
     """
     start_ray()
     count: Any = ray.remote(num_cpus=1)(_count)
-    counts = [_get(c) for c in [count.remote(edges, row, boundaries) for row in rows]]
+    shared = ray.put(edges)
+    counts = [_get(c) for c in [count.remote(shared, row, boundaries) for row in rows]]
     return summarise(Counts(*(np.stack(c) for c in zip(*counts, strict=True))))
 
 
@@ -233,9 +234,11 @@ def _drawn(row: Row, boundaries: str) -> Drawn:
     for name in (f"{stem}.mat", f"{stem}.png"):
         if folder.exists(name):
             try:
-                drawn = Drawn(images.read(row["uri"]), read_boundaries(folder.read(name)))
+                people = read_boundaries(folder.read(name))
             except ValueError as error:
                 raise SettingsError(f"{name} of {boundaries}: {error}") from error
+            with reaching(row["uri"]):
+                drawn = Drawn(images.decode(read_bytes(row["uri"])), people)
             if drawn.people.shape[1:] != drawn.image.shape[:2]:
                 raise SettingsError(
                     f"{name} of {boundaries} is {drawn.people.shape[1:]}, its image "
@@ -245,7 +248,7 @@ def _drawn(row: Row, boundaries: str) -> Drawn:
     raise SettingsError(f"{row['image_id']} has no boundaries in {boundaries}: no {stem}.mat, .png")
 
 
-def _count(edges: str, row: Row, boundaries: str) -> Counts:
+def _count(edges: Edges, row: Row, boundaries: str) -> Counts:
     drawn = _drawn(row, boundaries)
     with single_thread():
-        return count_matches(load_edges(edges)(drawn.image), drawn.people)
+        return count_matches(edges(drawn.image), drawn.people)

@@ -34,6 +34,8 @@ class LearnedEdges:
             reason = str(error).splitlines()[-1].strip()[:200]
             raise WeightsError(f"{model.source} does not hold edge weights: {reason}") from error
         fuse_layers(network.eval())
+        if not all(torch.isfinite(p).all() for p in network.parameters()):
+            raise WeightsError(f"{model.source} holds weights that are NaN or infinite")
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.side = side
         self.digest = model.digest

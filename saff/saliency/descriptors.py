@@ -29,6 +29,7 @@ COLOURS, TEXTURES = 9, 2 * ORIENTATIONS + 3
 CODES = 256  # of local binary patterns
 HISTOGRAMS = (COLOUR_BINS**3,) * 3 + (TEXTURES, CODES)
 TINY = 1e-9
+NOISE = 1e-5  # of float32 filters over lightness in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ def collect(image: Image, superpixels: LabelMap) -> Statistics:
     signed = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
     lab = (signed + np.array([0, 128, 128], np.float32)) / np.array([100, 256, 256], np.float32)
     responses = texture(np.ascontiguousarray(lab[..., 0]))
+    responses[responses < NOISE] = 0.0  # so that the strongest of a flat area is the first
     codes = binary_patterns(lab[..., 0])
     colours = [space.reshape(-1, 3) for space in (rgb, hsv, lab)]
     values = np.concatenate(

@@ -21,8 +21,6 @@ from saff.saliency.trees import from_arrays
 from saff.superpixels import neighbours, region_means, slic
 
 KIND = "saff saliency 1"
-CONTRASTS = 29  # the first features: how a region differs from its surroundings
-FLAT = 1e-6  # of these
 SIDE = 320  # longer images are shrunk to this many pixels
 LEVELS = np.array([250, 199, 158, 125, 100, 79, 63, 50, 40, 32, 25, 20, 16, 13, 10])
 
@@ -78,9 +76,9 @@ class Drfi:
 
     def __call__(self, image: Image) -> PixelMap:
         """Saliency: uint8 (H, W, 3) RGB to float32 (H, W) in [0, 1]."""
-        regions = cut(image)
-        if not regions.features[:, :CONTRASTS].max() > FLAT:  # one colour: nothing stands out
+        if (image == image[0, 0]).all():  # one colour: nothing stands out
             return np.zeros(image.shape[:2], np.float32)
+        regions = cut(image)
         saliency = fuse(score(self.trees(regions.features), regions.hierarchy), self.fusion)
         small = stretch(saliency).astype(np.float32)[regions.superpixels]
         height, width = image.shape[:2]

@@ -8,6 +8,7 @@ from saff.arrays import AnyArray
 from saff.errors import WeightsError
 from saff.modelfile import Arrays
 
+MOST_TREES, MOST_NODES, DEEPEST = 10_000, 4096, 64
 FIELDS = {"feature": "i", "threshold": "f", "left": "i", "right": "i", "value": "f"}
 
 
@@ -67,12 +68,17 @@ def from_arrays(arrays: Arrays, columns: int, source: str) -> Trees:
         name in arrays and arrays[name].dtype.kind == kind and arrays[name].shape == shape
         for name, kind in FIELDS.items()
     )
-    if not sound:
-        raise WeightsError(f"{source} does not hold trees: expected (T, N) arrays {[*FIELDS]}")
+    if not sound or not (1 <= shape[0] <= MOST_TREES and 1 <= shape[1] <= MOST_NODES):
+        raise WeightsError(
+            f"{source} does not hold trees: expected (T, N) arrays {[*FIELDS]}, T at most "
+            f"{MOST_TREES} and N at most {MOST_NODES}"
+        )
     feature, left, right = (arrays[name].astype(np.int64) for name in ("feature", "left", "right"))
     inside = all(((a >= 0) & (a < shape[1])).all() for a in (left, right))
     inside = inside and bool(((feature >= 0) & (feature < columns)).all())
-    finite = all(np.isfinite(arrays[name]).all() for name in ("threshold", "value"))
+    with np.errstate(over="ignore"):
+        threshold, value = (arrays[name].astype(np.float32) for name in ("threshold", "value"))
+    finite = np.isfinite(threshold).all() and np.isfinite(value).all()
     here = np.arange(shape[1])
     leaf = (left == here) & (right == here)
     if not inside or not finite or not (leaf | ((left > here) & (right > here))).all():
@@ -86,5 +92,6 @@ def from_arrays(arrays: Arrays, columns: int, source: str) -> Trees:
             child = side[:, node]
             deeper = np.where(inner, depth[:, node] + 1, depth[tree, child])
             depth[tree, child] = np.maximum(depth[tree, child], deeper)
-    threshold, value = (arrays[name].astype(np.float32) for name in ("threshold", "value"))
-    return Trees(feature, threshold, left, right, value, int(depth.max(initial=0)))
+    if depth.max() > DEEPEST:
+        raise WeightsError(f"{source} holds a tree of depth {depth.max()}, at most {DEEPEST}")
+    return Trees(feature, threshold, left, right, value, int(depth.max()))

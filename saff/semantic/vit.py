@@ -11,6 +11,7 @@ self-supervised vision transformers, ICCV 2021; Oquab et al., DINOv2, TMLR 2024.
 
 import math
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ from saff.semantic.weights import WeightsFile, open_weights, read_state
 
 HEAD_WIDTH = 64  # features of an attention head, in every published model of these families
 NORM_EPSILON = 1e-6
+LARGEST_PATCH = 64  # pixels
+NUMBERED = re.compile(r"blocks\.(\d{1,3})\.")
 LEVELS = 4  # last blocks whose features are given
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, in 0..255
 BASE = "https://dl.fbaipublicfiles.com"
@@ -79,9 +82,8 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, state: dict[str, Tensor], source: str) -> None:
         super().__init__()
-        self.depth = 1 + max(
-            (int(n.split(".")[1]) for n in state if n.startswith("blocks.")), default=-1
-        )
+        numbers = {found[1] for name in state if (found := NUMBERED.match(name))}
+        self.depth = len(numbers)  # a gap shows as a missing entry
         wanted = [*STEM, "norm.weight", "norm.bias"]
         wanted += [f"blocks.{index}.{name}" for index in range(self.depth) for name in BLOCK]
         missing = [name for name in wanted if name not in state]
@@ -91,16 +93,16 @@ class VisionTransformer(nn.Module):
                 f"{', '.join(missing[:3]) or 'blocks'}"
             )
         self.state = {name: value.detach().float() for name, value in state.items()}
-        patch = self.state["patch_embed.proj.weight"]
-        self.width, self.patch = patch.shape[0], patch.shape[-1]
-        self.heads = self.width // HEAD_WIDTH
-        self._check(source)
-
-    def _check(self, source: str) -> None:
+        if not all(torch.isfinite(value).all() for value in self.state.values()):
+            raise WeightsError(f"{source} holds NaN or infinity")
         try:
+            self.width, _, self.patch, _ = self.state["patch_embed.proj.weight"].shape
+            self.heads = self.width // HEAD_WIDTH
+            if self.patch > LARGEST_PATCH:
+                raise ValueError(f"patches of {self.patch} pixels")
             with torch.inference_mode():
                 self(torch.zeros(1, 3, self.patch, 2 * self.patch))
-        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        except (IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
             reason = str(error).splitlines()[0][:200]
             raise WeightsError(f"the shapes in {source} fit no transformer: {reason}") from error
 
