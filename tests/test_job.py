@@ -129,10 +129,12 @@ def test_retry_failed_redoes_only_what_failed(photos, one_node, tmp_path):
 def test_a_killed_worker_costs_nothing(photos, expected, tmp_path):
     (tmp_path / "deadly.py").write_text(
         "import os, signal\n"
-        "from saff.saliency.rbd import RobustBackground\n"
+        "from saff import saliency\n"
         f"marker = {str(tmp_path / 'died')!r}\n"
-        "class Deadly(RobustBackground):\n"
-        "    def on_regions(self, image, superpixels):\n"
+        "class Deadly:\n"
+        "    def __init__(self):\n"
+        "        self.alive = saliency.load('drfi')\n"
+        "    def __call__(self, image):\n"
         "        if image.shape[0] == 127:  # the size of one of the photographs\n"
         "            try:\n"
         "                os.close(os.open(marker, os.O_CREAT | os.O_EXCL))\n"
@@ -140,7 +142,7 @@ def test_a_killed_worker_costs_nothing(photos, expected, tmp_path):
         "                pass\n"
         "            else:\n"
         "                os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super().on_regions(image, superpixels)\n"
+        "        return self.alive(image)\n"
     )
     ray.init(
         "local",
