@@ -354,7 +354,12 @@ def test_a_page_without_figures_predictions_or_training_is_as_before():
     assert body == body.replace("rediction", "").replace("raining", "").replace("gainst truth", "")
     assert re.findall(r'<input type="radio" name="(\w+)" value="(\w+)"', body) == [
         *[("cutout", "cutout"), ("cutout", "plain"), ("size", "small"), ("size", "large")],
-        *[("order", "name"), ("order", "confidence"), ("order", "disagreement")],
+        *[
+            ("order", "name"),
+            ("order", "confidence"),
+            ("order", "quality"),
+            ("order", "disagreement"),
+        ],
     ]
 
 
