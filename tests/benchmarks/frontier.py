@@ -32,10 +32,10 @@ def main():
     axes.plot([], [], "s", color="C1", label="IoU at 0.5")
     axes.set_xlabel("cost of an image on one thread, in forward passes of mobilenet_v2")
     axes.set_ylabel(f"quality, {found['images']} images")
+    axes.margins(x=0.15, y=0.15)
     axes.set_xlim(left=0)
-    axes.margins(y=0.15)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower left", fontsize=8)
     figure.savefig(output, metadata={"Date": None})
 
 
