@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from saff import __version__, config as settings, evaluation, results
+from saff import __version__, config as settings, evaluation, results, verification
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.storage import (
     Folder,
+    extend_manifest,
     list_images,
     locate,
     reaching,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 
 
+MINUTES = 60.0  # of patience; saff.cluster.parts.PATIENCE
 PARTS_FOR_RAY = 512  # beyond, even small parts take longer than Ray's start
 
 
@@ -95,7 +97,10 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes that share each batch of a training.")
 ]
 GpusOption = Annotated[
-    int | None, typer.Option(min=0, help="GPUs to train on, one a worker; default: all there are.")
+    int | None, typer.Option(min=0, help="GPUs to use, one a worker; default: all there are now.")
+]
+PatienceOption = Annotated[
+    float, typer.Option(min=0.1, help="Minutes without progress after which the job ends.")
 ]
 NetworkOption = Annotated[
     str | None, typer.Option("--network", help="Run whose trained network to ask.")
@@ -144,6 +149,20 @@ def label(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Images that a dry run labels, to tell time and size.")
+    ] = 8,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Of the cluster, for a dry run; default: those here.")
+    ] = None,
+    cpu_price: Annotated[
+        float | None, typer.Option(min=0, help="Dollars of a CPU for an hour, for a dry run.")
+    ] = None,
+    part: Annotated[
+        str,
+        typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
+    ] = "1/1",
+    patience: PatienceOption = MINUTES,
 ) -> None:
     """Label images: pseudo labels as Parquet shards.
 
@@ -158,14 +177,58 @@ def label(
     folder, origin = Folder.at(output), Folder.at(given).uri
     from saff import cluster  # Ray takes seconds to import; a mistake above is told at once
 
+    share = cluster.Share.read(part)
+
     if dry_run:
-        typer.echo(cluster.preview(origin, rows, folder, chosen, retry_failed=retry_failed))
+        said = cluster.preview(
+            origin,
+            rows,
+            folder,
+            chosen,
+            retry_failed=retry_failed,
+            share=share,
+            sample=sample,
+            cpus=cpus or os.cpu_count() or 1,
+            price=cpu_price,
+        )
+        typer.echo(said)
         return
     typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
-    done = cluster.label_corpus(origin, rows, folder, chosen, retry_failed=retry_failed)
+    done = cluster.label_corpus(
+        origin,
+        rows,
+        folder,
+        chosen,
+        retry_failed=retry_failed,
+        share=share,
+        patience=60 * patience,
+    )
     typer.echo(f"done: {done}", err=True)
     if done.failed:
         typer.echo(f"why images failed: saff report {output}", err=True)
+
+
+@app.command()
+def manifest(
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
+) -> None:
+    """Take images into an output and do nothing with them: what several jobs then share.
+
+    [bold]saff label ... --part 1/4[/] to [bold]--part 4/4[/] do a quarter each, at the same time;
+    what they write lies side by side in one output. Run it again to take in new images.
+    """
+    given = only_source(source, images, manifest)
+    for name in (given, output):
+        refuse_relative(name)
+    rows = read_manifest(manifest) if manifest else list_images(given)
+    folder = Folder.at(output)
+    with reaching(folder.uri):
+        parts = folder / "manifest"
+        added = extend_manifest(folder, rows)
+    typer.echo(f"{added:,} new images; {len(parts.names('.parquet')):,} parts", err=True)
 
 
 @app.command()
@@ -185,6 +248,7 @@ def run(
         TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
     ] = TruthFormat.binary,
     retry_failed: RetryOption = False,
+    patience: PatienceOption = MINUTES,
 ) -> None:
     """Do everything: label, train a network on the labels, infer with it, measure, report.
 
@@ -203,7 +267,7 @@ def run(
         Folder.at(output),
         chosen,
         rounds=rounds,
-        scale=Scale(workers=workers, gpus=gpus),
+        scale=Scale(workers=workers, gpus=gpus, patience=60 * patience),
         truth=truth,
         truth_format=truth_format.value,
         retry_failed=retry_failed,
@@ -222,6 +286,7 @@ def train(
         bool,
         typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
     ] = False,
+    patience: PatienceOption = MINUTES,
 ) -> None:
     """Train a segmentation network on the pseudo labels of a run.
 
@@ -234,7 +299,9 @@ def train(
     read_run(folder)
     from saff.cluster.training import train_network
 
-    results = train_network(folder, chosen, workers=workers, gpus=gpus, restart=restart)
+    results = train_network(
+        folder, chosen, workers=workers, gpus=gpus, restart=restart, patience=60 * patience
+    )
     typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
 
 
@@ -252,8 +319,10 @@ def reinfer(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; default: one a GPU, or one a CPU.")
     ] = None,
+    gpus: GpusOption = None,
     retry_failed: RetryOption = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
+    patience: PatienceOption = MINUTES,
 ) -> None:
     """Infer masks with a trained network: for the images of a run, or for new ones.
 
@@ -284,8 +353,10 @@ def reinfer(
         chosen,
         source=source,
         workers=workers,
+        gpus=gpus,
         retry_failed=retry_failed,
         restart=restart,
+        patience=60 * patience,
     )
     typer.echo(f"done: {done}", err=True)
 
@@ -389,6 +460,45 @@ def evaluate(
         typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
     typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
     typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
+
+
+@app.command()
+def verify(
+    output: Output,
+    other: Annotated[
+        str | None, typer.Argument(help="Another output that is to hold the same.")
+    ] = None,
+    stage: Annotated[
+        Stage | None, typer.Option(help="Which results; default: all there are.")
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Read each image again and compare its SHA-256.")
+    ] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Run whose network made the predictions, where it is another one."),
+    ] = None,
+) -> None:
+    """Prove that an output is whole, or that two outputs hold the same.
+
+    Every row and map is read. Exit code 1 when anything is wrong, differs or is not done yet.
+    """
+    named = [name for name in (output, other, network) if name]
+    for name in named:
+        refuse_relative(name)
+    folder = Folder.at(output)
+    verdict = verification.verify(
+        folder,
+        Folder.at(other) if other else None,
+        stage=stage.value if stage else None,
+        images=images,
+        network=Folder.at(network) if network else None,
+        map_parts=_parts_mapper(folder, "manifest"),
+    )
+    for line in verdict.lines:
+        typer.echo(line)
+    if not verdict.whole:
+        raise typer.Exit(1)
 
 
 def _parts_mapper(output: Folder, stage: str) -> evaluation.Mapper:
@@ -504,6 +614,35 @@ def report(
 ) -> None:
     """Write OUTPUT/report/index.html: a page that opens from disk."""
     typer.echo(f"open {results.write_report(Folder.at(output), max_cards=cards)}")
+
+
+@app.command()
+def doctor(
+    output: Annotated[
+        str | None, typer.Argument(help="Folder or s3:// prefix that runs are to write to.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a cluster; default: RAY_ADDRESS, or this one.")
+    ] = None,
+    network: NetworkOption = None,
+    config: ConfigOption = "default",
+) -> None:
+    """Check what a run needs, on every node: versions, storage, models, threads, GPUs and more.
+
+    One line each: ok, or what is wrong and what to do about it. Exit code 1 if anything is wrong.
+    """
+    for name in (output, network):
+        if name:
+            refuse_relative(name)
+    chosen = read_config(config)
+    from saff.cluster.doctor import examine
+
+    well = True
+    for finding in examine(output, address=address, config=chosen, network=network):
+        typer.echo(str(finding))
+        well = well and finding.ok
+    if not well:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from saff.images import encode_png
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 BAD = {"empty.jpg": b"", "page.jpg": b"<html>404 Not Found</html>", "nested/text.png": b"a note\n"}
+os.environ["SAFF_STORAGE_PATIENCE"] = "0"  # a storage that refuses does so at once, in tests
 ACCESS_KEY, SECRET_KEY = "an-access-key-for-tests", "a-secret-key-for-tests"
 
 

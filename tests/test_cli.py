@@ -234,7 +234,13 @@ def test_a_submitted_job_refuses_relative_paths(call, tmp_path, monkeypatch, wor
 def test_a_dry_run_says_what_would_be_done(call, corpus, settings_file, finished, tmp_path):
     words = ["label", corpus, "--config", settings_file, "--dry-run", "--output"]
     said = "7 images: 0 labelled, 0 failed, 7 to do, into "
-    assert call(*words, tmp_path / "out") == (0, f"{said}{tmp_path}/out\n", "")
+    code, out, err = call(*words, tmp_path / "out", "--cpus", 64, "--cpu-price", 0.02)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{said}{tmp_path}/out"
+    assert lines[1].startswith("7 images here, on one core: ")
+    assert " on 64 CPUs; " in lines[2]
+    assert lines[3].startswith("at $0.02 per CPU-hour: $")
     assert not (tmp_path / "out").exists()
     said = "7 images: 4 labelled, 3 failed, {} to do, into "
     assert call(*words, finished.path)[1].startswith(said.format(0))

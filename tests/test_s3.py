@@ -365,7 +365,16 @@ def test_a_bucket_that_is_not_there_cannot_be_written_to(s3_user, call, corpus, 
 
 def test_a_dry_run_over_a_bucket(photos, bucket, call, tmp_path):
     (tmp_path / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
-    words = ["label", photos, "--config", tmp_path / "small.json", "--dry-run", "--output"]
+    words = [
+        "label",
+        photos,
+        "--config",
+        tmp_path / "small.json",
+        "--dry-run",
+        "--sample",
+        0,
+        "--output",
+    ]
     said = f"7 images: 0 labelled, 0 failed, 7 to do, into {bucket}/run\n"
     assert call(*words, f"{bucket}/run") == (0, said, "")
     assert Folder.at(f"{bucket}/run").names("") == []

@@ -10,7 +10,7 @@ import ray
 from saff import images, metrics
 from saff.arrays import AnyArray
 from saff.boundaries import Counts, Scores, count_matches, summarise
-from saff.cluster.parts import start_ray
+from saff.cluster.parts import start_ray, told_plainly
 from saff.edges import Edges, fitting as edge_fitting
 from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
 from saff.edges.learned import KIND as EDGE_KIND, to_arrays
@@ -129,12 +129,8 @@ def fit_saliency(
 
 
 def _get(reference: Any) -> Any:
-    try:
+    with told_plainly():
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SettingsError):
-            raise error.cause from None
-        raise
 
 
 def _read_truth(row: Row, truth: str, truth_format: TruthFormat) -> tuple[AnyArray, AnyArray]:

@@ -11,8 +11,21 @@ import saff
 from saff import images
 from saff.arrays import Image
 from saff.backends import identity
-from saff.cluster.parts import Plan, Stage, count_done, image_row, map_parts, plan, start_ray
+from saff.cluster.parts import (
+    PATIENCE,
+    WHOLE,
+    Plan,
+    Share,
+    Stage,
+    count_done,
+    image_row,
+    map_parts,
+    plan,
+    start_ray,
+)
+from saff.cluster.quarantine import tidy
 from saff.config import Config
+from saff.errors import SettingsError
 from saff.labeling import LabeledImage, label_image, load_models
 from saff.storage import (
     PSEUDO_LABELS,
@@ -20,8 +33,6 @@ from saff.storage import (
     Row,
     claim,
     extend_manifest,
-    is_claimed,
-    new_rows,
     reaching,
     with_digest,
 )
@@ -115,6 +126,8 @@ def label_corpus(
     config: Config,
     *,
     retry_failed: bool = False,
+    share: Share = WHOLE,
+    patience: float = PATIENCE,
 ) -> Plan:
     """Label every image of a source that the output does not hold yet.
 
@@ -130,6 +143,10 @@ def label_corpus(
         Settings.
     retry_failed : bool
         Try images again that failed before.
+    share : Share
+        Do this share of the parts; another one than the whole takes in no images.
+    patience : float
+        Seconds without any part done after which the job ends.
 
     Returns
     -------
@@ -139,33 +156,35 @@ def label_corpus(
     Raises
     ------
     SettingsError
-        If the output belongs to another run or a setting cannot work; nothing was started.
+        If the output belongs to another run or a setting cannot work, and nothing was started; or
+        nothing was done for too long.
     """
-    claim(output, describe_run(source, config))
-    extend_manifest(output, rows)
-    todo = plan(output, retry_failed=retry_failed)
+    if share == WHOLE:
+        claim(output, describe_run(source, config))
+        extend_manifest(output, rows)
+    else:
+        take_share(output, describe_run(source, config))
+    todo = plan(output, retry_failed=retry_failed, share=share)
     if todo.parts:
         start_ray()
-        count_done("label", todo, map_parts(LabelPart(output, config), todo.parts))
-        for folder in (output / "manifest", output / STAGE):
-            folder.sweep()
-    return plan(output)
+        task = LabelPart(output, config)
+        count_done("label", todo, map_parts(task, todo.parts, patience=patience))
+        if share == WHOLE:  # nobody else is at work
+            (output / "manifest").sweep()
+            tidy(output / STAGE)
+    return plan(output, share=share)
 
 
-def preview(
-    source: str,
-    rows: Iterable[Row],
-    output: Folder,
-    config: Config,
-    *,
-    retry_failed: bool = False,
-) -> str:
-    """Say what :func:`label_corpus` would do, and refuse what it refuses; writes nothing."""
-    is_claimed(output, describe_run(source, config))
+def take_share(output: Folder, run: Row) -> None:
+    """Bind an output to a run whose images were taken in before, by ``saff manifest``.
+
+    Several jobs that listed the images at the same time would not agree on the parts.
+    """
     with reaching(output.uri):
-        now = plan(output, retry_failed=retry_failed)
-        new = sum(1 for _ in new_rows(output, rows))
-    return (
-        f"{now.images + new:,} images: {now.done - now.failed:,} labelled, {now.failed:,} failed, "
-        f"{now.left + new:,} to do, into {output.uri}"
-    )
+        parts = (output / "manifest").names(".parquet")
+    if not parts:
+        raise SettingsError(
+            f"{output.uri} has no images yet, and a share takes none in; first, once: "
+            f"saff manifest --images {run['source']} --output {output.uri}"
+        )
+    claim(output, run)

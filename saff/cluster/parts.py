@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -24,23 +24,31 @@ from ray.exceptions import RayTaskError
 
 from saff import images
 from saff.arrays import Image
+from saff.cluster import quarantine
+from saff.cluster.quarantine import Note, begin
+from saff.cluster.watchdog import watched
 from saff.errors import SettingsError
 from saff.images import ImageError
 from saff.progress import Progress
+from saff.retries import at_once
 from saff.storage import (
     Folder,
     Row,
+    asked,
     count_rows,
+    each,
     is_local,
     locate,
+    part_number,
+    read_all_rows,
     read_bytes,
-    read_rows,
     write_rows,
 )
 
 MACHINES_FAULT = (OSError, MemoryError, torch.OutOfMemoryError, SettingsError)
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
+PATIENCE = 3600.0  # seconds; a part of large images on a slow core takes half an hour
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
 
 
@@ -77,10 +85,15 @@ def image_row(
     return row if image is None else row | guarded(work, image)
 
 
+def begin_row(manifest_row: Row, schema: pa.Schema) -> Row:
+    """Give a row of a stage of which only the image is known."""
+    names = ("image_id", "uri")
+    return dict.fromkeys(schema.names) | {name: manifest_row[name] for name in names}
+
+
 def open_image(manifest_row: Row, schema: pa.Schema, max_pixels: int) -> tuple[Row, Image | None]:
     """Read an image and begin its row; without an image, the row says what is wrong with it."""
-    row: Row = dict.fromkeys(schema.names)
-    row |= {name: manifest_row[name] for name in ("image_id", "uri")}
+    row = begin_row(manifest_row, schema)
     try:
         data = _read(row["uri"])
         row["sha256"] = hashlib.sha256(data).hexdigest()
@@ -155,23 +168,48 @@ class Stage:
         together : int
             Manifest rows that it is given at once, at most.
         """
+        note = begin(self.folder, part)
+        try:
+            count, failed, kept = self._write(part, work, together, note)
+        except Exception:  # told by itself: no process has died
+            with suppress(Exception), at_once():
+                note.done()
+            raise
+        note.done()
+        return {"part": part, "images": count, "failed": failed, "kept": kept}
+
+    def _write(
+        self, part: str, work: Callable[[list[Row]], Iterable[Row]], together: int, note: Note
+    ) -> tuple[int, int, int]:
         done = {}
         if self.folder.exists(part):
-            rows = read_rows(self.folder, part)
+            rows = read_all_rows(self.folder, part)
             done = {row["image_id"]: row for row in rows if row["error_kind"] is None}
-        manifest = read_rows(self.output / "manifest", part)
-        chunks = iter(lambda: list(islice(manifest, together)), [])
-        rows = chain.from_iterable(_with_kept(chunk, done, work) for chunk in chunks)
-        count, failed = write_rows(self.folder, part, rows, self.schema)
-        return {"part": part, "images": count, "failed": failed, "kept": len(done)}
+        manifest = iter(read_all_rows(self.output / "manifest", part))
+        chunks = iter(lambda: list(islice(manifest, 1 if note.again else together)), [])
+        fresh = chain.from_iterable(self._rows(chunk, done, work, note) for chunk in chunks)
+        return *write_rows(self.folder, part, fresh, self.schema), len(done)
 
+    def _rows(
+        self,
+        chunk: list[Row],
+        done: dict[str, Row],
+        work: Callable[[list[Row]], Iterable[Row]],
+        note: Note,
+    ) -> Iterator[Row]:
+        """Rows of some images in their order: kept ones, those left out, and fresh ones."""
+        aside = {i: self._left_out(row) for row in chunk if (i := row["image_id"]) in note.at_fault}
+        aside |= done
+        left = [row for row in chunk if row["image_id"] not in aside]
+        if note.again and left:
+            note.at(left[0]["image_id"])
+        fresh = iter(work(left))
+        for row in chunk:
+            yield aside.get(row["image_id"]) or next(fresh)
 
-def _with_kept(
-    chunk: list[Row], done: dict[str, Row], work: Callable[[list[Row]], Iterable[Row]]
-) -> Iterator[Row]:
-    fresh = iter(work([row for row in chunk if row["image_id"] not in done]))
-    for row in chunk:
-        yield done.get(row["image_id"]) or next(fresh)
+    def _left_out(self, manifest_row: Row) -> Row:
+        row = begin_row(manifest_row, self.schema)
+        return row | {"error": quarantine.ERROR, "error_kind": quarantine.KIND}
 
 
 # The run
@@ -205,7 +243,49 @@ class Plan:
         )
 
 
-def plan(output: Folder, stage: str = "pseudo_labels", *, retry_failed: bool = False) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of several equal shares of a run's parts, so that several jobs can do one run.
+
+    Attributes
+    ----------
+    number, of : int
+        From 1; ``Share(2, 4)`` is the second of four.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 1 <= self.number <= self.of:
+            raise SettingsError(
+                f"a share is i/n with 1 <= i <= n, as 2/4; got {self.number}/{self.of}"
+            )
+
+    @classmethod
+    def read(cls, text: str) -> "Share":
+        """From ``"2/4"``."""
+        number, slash, of = text.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal()):
+            raise SettingsError(f"a share is i/n with 1 <= i <= n, as 2/4; got {text!r}")
+        return cls(int(number), int(of))
+
+    def holds(self, part: str) -> bool:
+        """Whether a part belongs to this share, by its number."""
+        return part_number(part) % self.of == self.number - 1
+
+
+WHOLE = Share()
+
+
+def plan(
+    output: Folder,
+    stage: str = "pseudo_labels",
+    *,
+    retry_failed: bool = False,
+    share: Share = WHOLE,
+) -> Plan:
     """Compare the manifest with the shards that are there.
 
     Parameters
@@ -216,14 +296,22 @@ def plan(output: Folder, stage: str = "pseudo_labels", *, retry_failed: bool = F
         Name of the folder of shards.
     retry_failed : bool
         Do parts again that hold failed images; their other rows are kept.
+    share : Share
+        Only these parts of the manifest.
     """
     manifest, shards = output / "manifest", output / stage
-    names, there = manifest.names(".parquet"), set(shards.names(".parquet"))
-    with ThreadPoolExecutor(16) as pool:
-        wanted = dict(zip(names, pool.map(partial(count_rows, manifest), names), strict=True))
-        found = dict(zip(there, pool.map(partial(count_rows, shards), there), strict=True))
-    missing = [n for n in names if n not in there]
-    again = [n for n in names if n in there and found[n][1]] if retry_failed else []
+    names, there = (
+        [name for name in folder.names(".parquet") if share.holds(name)]
+        for folder in (manifest, shards)
+    )
+    wanted = dict(
+        zip(names, each(partial(asked, output.fs, count_rows, manifest), names), strict=True)
+    )
+    found = dict(
+        zip(there, each(partial(asked, output.fs, count_rows, shards), there), strict=True)
+    )
+    missing = [n for n in names if n not in found]
+    again = [n for n in names if n in found and found[n][1]] if retry_failed else []
     return Plan(
         images=sum(rows for rows, _ in wanted.values()),
         done=sum(rows for rows, _ in found.values()),
@@ -253,8 +341,70 @@ def start_ray() -> None:
     ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
 
 
+def gpus_to_use(workers: int | None, gpus: int | None) -> int:
+    """Choose on how many GPUs to work, one a worker; Ray has been started.
+
+    Parameters
+    ----------
+    workers, gpus : int, optional
+        As asked for; without ``gpus``, all that are there, if they are enough for the workers.
+
+    Raises
+    ------
+    SettingsError
+        If GPUs are asked for where there are none, or the numbers do not fit each other.
+    """
+    there = int(_resources().get("GPU", 0))
+    grows = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may start the nodes that are asked for
+    if gpus is None:
+        gpus = there if workers is None else min(there, workers) if there >= workers else 0
+        if not there and workers is None and grows:
+            raise SettingsError(
+                "this cluster has no GPU now, and may start some or not; name --gpus N to have "
+                "them started, or --gpus 0 to work on CPUs"
+            )
+    if gpus < 0:
+        raise SettingsError(f"expected at least 0 GPUs, got {gpus}")
+    if gpus > there and not grows:
+        raise SettingsError(
+            f"{gpus} GPUs were asked for and this machine has {there}; leave --gpus out to work "
+            "on what there is"
+        )
+    if gpus and workers is not None and workers != gpus:
+        raise SettingsError(f"a worker has one GPU: {workers} workers do not fit {gpus} GPUs")
+    return gpus
+
+
+def pool_size(workers: int | None, gpus: int | None) -> tuple[int, bool]:
+    """Choose the number of workers of a pool, and whether each has a GPU.
+
+    Raises
+    ------
+    SettingsError
+        Also if a cluster has no nodes for work yet, so that a number must be named.
+    """
+    gpus = gpus_to_use(workers, gpus)
+    count = gpus or workers or int(_resources().get("CPU", 0))
+    if not count:
+        raise SettingsError(
+            "the cluster has no node for work yet, so it does not tell how many workers to start; "
+            "name --gpus or --workers"
+        )
+    return count, gpus > 0
+
+
+def _resources() -> dict[str, float]:
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return there
+
+
 def map_parts(
-    task: Any, names: list[str], *, compute: Any = None, **resources: Any
+    task: Any,
+    names: list[str],
+    *,
+    compute: Any = None,
+    patience: float = PATIENCE,
+    **resources: Any,
 ) -> Iterator[dict[str, Any]]:
     """Run a task over parts with Ray Data, giving each one's result as it comes.
 
@@ -266,13 +416,15 @@ def map_parts(
         Parts.
     compute : ray.data.ActorPoolStrategy, optional
         A pool of actors; without it, tasks.
+    patience : float
+        Seconds without any part done after which the job ends.
     **resources
         ``num_cpus`` (1), ``num_gpus`` and what else Ray Data's ``map`` takes.
 
     Raises
     ------
     SettingsError
-        If a task raised one; other faults of a task come as Ray gives them.
+        If a task raised one, or nothing moves; other faults of a task come as Ray gives them.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; ours counts images
@@ -282,8 +434,15 @@ def map_parts(
     results = parts.map(task, compute=compute, **{"num_cpus": 1, **resources})
     for name in ("execution", "progress"):  # its own account of the plan, and that bars are off
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
+    with told_plainly():
+        yield from watched(results.iter_rows(), patience * -(-len(names) // MOST_BLOCKS))
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Raise the SettingsError of a task as it was raised there, without Ray's traceback."""
     try:
-        yield from results.iter_rows()
+        yield
     except RayTaskError as error:
         if isinstance(error.cause, SettingsError):
             raise error.cause from None

@@ -8,10 +8,10 @@ import numpy as np
 
 from saff import metrics, results
 from saff.cluster.labels import label_corpus
-from saff.cluster.parts import map_parts, start_ray
+from saff.cluster.parts import PATIENCE, map_parts, start_ray
 from saff.cluster.predictions import predict_corpus
 from saff.cluster.refinement import refine_corpus
-from saff.cluster.training import train_network
+from saff.cluster.training import scale as workers_of, train_network
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
@@ -29,7 +29,9 @@ class Scale:
     workers: int | None = None
     """Training processes."""
     gpus: int | None = None
-    """GPUs to train on."""
+    """GPUs to train and to infer on."""
+    patience: float = PATIENCE
+    """Seconds without anything done after which a job ends."""
 
 
 def run_pipeline(
@@ -87,7 +89,10 @@ def run_pipeline(
     if rounds < 1:
         raise SettingsError(f"rounds must be at least 1, got {rounds}")
     scale = scale or Scale()
-    done = label_corpus(source, rows, output, config, retry_failed=retry_failed)
+    start_ray()
+    workers_of(scale.workers, scale.gpus, config.training.batch)  # refused now, not after labelling
+    again, patience = retry_failed, scale.patience
+    done = label_corpus(source, rows, output, config, retry_failed=again, patience=patience)
     say(f"labelled: {done}")
     learnt_from = "pseudo_labels"
     for number in range(1, rounds + 1):
@@ -99,6 +104,7 @@ def run_pipeline(
             gpus=scale.gpus,
             stage=learnt_from,
             round_folder=home,
+            patience=patience,
         )
         stage = f"{home}/predictions".lstrip("/")
         done = predict_corpus(
@@ -106,13 +112,16 @@ def run_pipeline(
             output / home if home else output,
             config.inference,
             stage=stage,
-            retry_failed=retry_failed,
+            workers=scale.workers if scale.gpus else None,
+            gpus=scale.gpus,
+            retry_failed=again,
+            patience=patience,
         )
         kept = agreement(output, learnt_from, stage)
         say(f"round {number}: {done}; agreement with what it learnt from {kept:.3f}")
         if number < rounds:
             learnt_from = f"{home}/labels"
-            refine_corpus(output, config, stage, learnt_from)
+            refine_corpus(output, config, stage, learnt_from, patience=patience)
     if truth:
         for name in ("pseudo_labels", "predictions"):
             figures = evaluate(output, truth, truth_format, name, map_parts=map_parts)

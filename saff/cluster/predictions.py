@@ -17,6 +17,7 @@ from saff import images
 from saff.arrays import Image, PixelMap
 from saff.cluster.parts import (
     MACHINES_FAULT,
+    PATIENCE,
     Plan,
     Stage,
     count_done,
@@ -24,8 +25,10 @@ from saff.cluster.parts import (
     map_parts,
     open_image,
     plan,
+    pool_size,
     start_ray,
 )
+from saff.cluster.quarantine import tidy
 from saff.config import Inference
 from saff.inference import predict_many, to_working_size
 from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest, with_digest
@@ -112,8 +115,10 @@ def predict_corpus(
     source: tuple[str, Iterable[Row]] | None = None,
     stage: str = STAGE,
     workers: int | None = None,
+    gpus: int | None = None,
     retry_failed: bool = False,
     restart: bool = False,
+    patience: float = PATIENCE,
 ) -> Plan:
     """Infer every image of a run, or of a source of new images, that has no prediction yet.
 
@@ -130,11 +135,15 @@ def predict_corpus(
     stage : str
         Folder of the shards.
     workers : int, optional
-        Processes; default: as many as the cluster has GPUs now or, without any, CPUs.
+        Processes; default: one a GPU or, without any, one a CPU.
+    gpus : int, optional
+        GPUs to infer on, one a worker; default: all that the cluster has now, 0: none.
     retry_failed : bool
         Try images again that failed before.
     restart : bool
         Forget earlier predictions.
+    patience : float
+        Seconds without any part done after which the job ends.
 
     Returns
     -------
@@ -159,18 +168,18 @@ def predict_corpus(
     todo = plan(output, stage, retry_failed=retry_failed)
     if todo.parts:
         start_ray()
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = int(resources.get("GPU", 0))
-        count = workers or gpus or max(1, int(resources.get("CPU", 1)))
+        count, on_gpu = pool_size(workers, gpus)
         results = map_parts(
             PredictPart,
             todo.parts,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
-            fn_constructor_args=(output, stage, network_run, settings, bool(gpus)),
-            num_gpus=1 if gpus else 0,
+            fn_constructor_args=(output, stage, network_run, settings, on_gpu),
+            num_gpus=1 if on_gpu else 0,
+            num_cpus=0 if on_gpu else 1,  # a CPU could be asked of another node
+            patience=patience,
         )
         count_done("predict", todo, results)
-        folder.sweep()
+        tidy(folder)
     return plan(output, stage)
 
 

@@ -8,8 +8,18 @@ import numpy as np
 import saff
 from saff.arrays import Image
 from saff.backends import identity
-from saff.cluster.parts import Plan, Stage, count_done, image_row, map_parts, plan, start_ray
+from saff.cluster.parts import (
+    PATIENCE,
+    Plan,
+    Stage,
+    count_done,
+    image_row,
+    map_parts,
+    plan,
+    start_ray,
+)
 from saff.cluster.predictions import encode_prediction
+from saff.cluster.quarantine import tidy
 from saff.config import Config
 from saff.labeling import load_models, spread_map
 from saff.rows import decode_map
@@ -54,7 +64,14 @@ class RefinePart:
         return image_row(manifest_row, PREDICTIONS, self.config.max_pixels, spread)
 
 
-def refine_corpus(output: Folder, config: Config, predictions: str, labels: str) -> Plan:
+def refine_corpus(
+    output: Folder,
+    config: Config,
+    predictions: str,
+    labels: str,
+    *,
+    patience: float = PATIENCE,
+) -> Plan:
     """Spread the predictions of a stage over semantic neighbours, into another stage; resumable.
 
     Parameters
@@ -65,6 +82,8 @@ def refine_corpus(output: Folder, config: Config, predictions: str, labels: str)
         Settings of the encoder, of superpixels and of M_s.
     predictions, labels : str
         Stages to read and to write, folders of the output.
+    patience : float
+        Seconds without any part done after which the job ends.
 
     Returns
     -------
@@ -82,6 +101,6 @@ def refine_corpus(output: Folder, config: Config, predictions: str, labels: str)
     if todo.parts:
         start_ray()
         task = RefinePart(output, predictions, labels, config)
-        count_done("refine", todo, map_parts(task, todo.parts))
-        (output / labels).sweep()
+        count_done("refine", todo, map_parts(task, todo.parts, patience=patience))
+        tidy(output / labels)
     return plan(output, labels)

@@ -161,7 +161,9 @@ def make_tables(
         label_corpus(source, tree.rows("train"), run, method.config)
         train.append(_measured(run, "pseudo_labels", tree, method.name, method.train))
         say(_line(train[-1]))
-        train_network(run, network.training, workers=scale.workers, gpus=scale.gpus)
+        train_network(
+            run, network.training, workers=scale.workers, gpus=scale.gpus, patience=scale.patience
+        )
         predict_corpus(run, run, network.inference)
         name = f"{method.name} + network"
         train.append(_measured(run, "predictions", tree, name, method.train_network))

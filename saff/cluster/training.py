@@ -4,9 +4,11 @@ What a training needs to go on lies in the output: rank 0 writes checkpoints the
 of the workers, the first or after a fault, begins at the newest one.
 """
 
+import _thread
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saff.cluster.parts import start_ray
+from saff.cluster.parts import PATIENCE, gpus_to_use, start_ray
+from saff.cluster.watchdog import StalledError, stalled
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.progress import Progress
@@ -34,7 +37,6 @@ from saff.training import Metrics, State, TrainingError, train
 MOST_FAILURES = 3  # restarts of the workers, from the last checkpoint
 STEPS_PER_TASK = 4  # of loading
 LOADERS = 2  # per worker
-CPU_SHARE = 0.5  # of a CPU that a CPU worker asks for; its loaders ask for the other half
 POLL_SECONDS = 0.5
 
 
@@ -79,6 +81,7 @@ def train_network(
     restart: bool = False,
     stage: str = "pseudo_labels",
     round_folder: str = "",
+    patience: float = PATIENCE,
 ) -> NetworkFolder:
     """Train a network on the labels of a run, from its last checkpoint on.
 
@@ -98,6 +101,8 @@ def train_network(
         Folder of labels to learn from.
     round_folder : str
         Folder within the output for ``network/``; default: the output itself.
+    patience : float
+        Seconds without any step after which the job ends.
 
     Returns
     -------
@@ -132,7 +137,7 @@ def train_network(
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=on_gpu,
-            resources_per_worker={"GPU": 1, "CPU": 1} if on_gpu else {"CPU": CPU_SHARE},
+            resources_per_worker={"GPU": 1, "CPU": 0} if on_gpu else {"CPU": 1},
         ),
         run_config=RunConfig(  # its own folder holds nothing that is needed afterwards
             name=name,
@@ -141,7 +146,7 @@ def train_network(
         ),
     )
     try:
-        with showing(board, training.steps):
+        with showing(board, training.steps, patience):
             trainer.fit()
     finally:
         shutil.rmtree(scratch("ray-train") / name, ignore_errors=True)
@@ -165,20 +170,10 @@ def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]
     SettingsError
         If GPUs are asked for where there are none, or the numbers do not fit each other.
     """
-    there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    grows = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may start the nodes that are asked for
-    if gpus is None:
-        gpus = there if workers is None else min(there, workers) if there >= workers else 0
-    if gpus > there and not grows:
-        raise SettingsError(
-            f"{gpus} GPUs were asked for and this machine has {there}; leave --gpus out to train "
-            "on what there is"
-        )
-    if gpus and workers is not None and workers != gpus:
-        raise SettingsError(f"a worker has one GPU: {workers} workers do not fit {gpus} GPUs")
+    gpus = gpus_to_use(workers, gpus)
     count = gpus or workers or 1
-    if count < 1 or gpus < 0:
-        raise SettingsError(f"expected at least 1 worker and 0 GPUs, got {workers} and {gpus}")
+    if count < 1:
+        raise SettingsError(f"expected at least 1 worker, got {workers}")
     if count > batch:
         raise SettingsError(
             f"{count} workers cannot share batches of {batch}; set a larger training.batch"
@@ -187,26 +182,42 @@ def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]
 
 
 @contextmanager
-def showing(board: Any, steps: int) -> Iterator[None]:
-    """Show the board's metrics on the progress line while the block runs."""
+def showing(board: Any, steps: int, patience: float) -> Iterator[None]:
+    """Show the board's metrics while the block runs; interrupt it if they stay the same too long.
+
+    Raises
+    ------
+    StalledError
+        If no step was done for ``patience`` seconds.
+    """
     ended = threading.Event()
+    faults: list[StalledError] = []
 
     def watch(progress: Progress) -> None:
-        begun = False
+        moved, last = time.monotonic(), -1
         while not ended.wait(POLL_SECONDS):
             metrics, _ = ray.get(board.read.remote())
-            if metrics:
-                if not begun:
-                    progress.resume(int(metrics["step"]))
-                    begun = True
+            step = int(metrics["step"]) if metrics else -1
+            if step != last:
+                if last < 0:
+                    progress.resume(step)
+                moved, last = time.monotonic(), step
                 note = f"loss {metrics['loss']:.4f}, rate {metrics['rate']:.2g}"
-                progress.reach(int(metrics["step"]), note)
+                progress.reach(step, note)
+            elif time.monotonic() - moved > patience:
+                faults.append(stalled(patience))
+                _thread.interrupt_main()  # as Ctrl-C does: Ray Train then stops its workers
+                return
 
     with Progress("train", steps, unit="steps") as progress:
         thread = threading.Thread(target=watch, args=(progress,), daemon=True)
         thread.start()
         try:
             yield
+        except BaseException:
+            if faults:
+                raise faults[0] from None
+            raise
         finally:
             ended.set()
             thread.join()
@@ -291,10 +302,15 @@ def stream(loader: Loader, start: int) -> Iterator[Batch]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    rows = ray.data.range(steps, override_num_blocks=-(-steps // STEPS_PER_TASK)).map(
+    numbers = [
+        {"id": number} for number in range(steps)
+    ]  # a range would be read by tasks of its own
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the cache is
+    rows = ray.data.from_items(numbers, override_num_blocks=-(-steps // STEPS_PER_TASK)).map(
         Feed(loader, start),
-        num_cpus=CPU_SHARE / LOADERS,
+        num_cpus=0,  # of the worker's: a CPU asked for could start a node
         compute=ray.data.TaskPoolStrategy(size=LOADERS),
+        label_selector=here,
     )
     for row in rows.iter_rows():
         yield Batch(row["image"], row["confidence"], row["valid"], row["keys"].tolist())

@@ -1,0 +1,169 @@
+"""What a run will take, from a few of its images labelled here."""
+
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from saff.cluster.labels import describe_run, label_row
+from saff.cluster.parts import WHOLE, Share, plan
+from saff.config import Config
+from saff.progress import duration
+from saff.storage import Folder, Row, is_claimed, new_rows, reaching, read_bytes, read_rows, telling
+
+Item = TypeVar("Item")
+SEED = 0  # of the choice of images
+HOUR = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Means over some images, each labelled on one core.
+
+    Attributes
+    ----------
+    images : int
+        How many.
+    seconds : float
+        To read and label one, the models being loaded.
+    read, written : float
+        Bytes of an image, and of its row.
+    """
+
+    images: int
+    seconds: float
+    read: float
+    written: float
+
+
+def choose(rows: Iterable[Item], count: int) -> list[Item]:
+    """Choose from a stream at random, each item as likely as any other: reservoir sampling."""
+    draw = random.Random(SEED)
+    chosen: list[Item] = []
+    for number, row in enumerate(rows):
+        if number < count:
+            chosen.append(row)
+        elif (place := draw.randrange(number + 1)) < count:
+            chosen[place] = row
+    return chosen
+
+
+def measure(rows: Sequence[Row], config: Config) -> Sample:
+    """Label some images, and keep nothing but how long it took and how large they are.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        Manifest rows, at least one.
+    config : Config
+        Settings.
+
+    Returns
+    -------
+    sample : Sample
+        Images that fail count as they are: a run meets them, too.
+    """
+    label_row(**rows[0], config=config)  # loads the models
+    seconds = read = written = 0.0
+    for row in rows:
+        start = time.perf_counter()
+        labelled = label_row(**row, config=config)
+        seconds += time.perf_counter() - start
+        written += sum(len(v) for v in labelled.values() if isinstance(v, bytes))
+        read += len(read_bytes(row["uri"])) if labelled["sha256"] else 0
+    count = len(rows)
+    return Sample(count, seconds / count, read / count, written / count)
+
+
+def told(sample: Sample, left: int, cpus: int, price: float | None) -> str:
+    """Say what is left to do takes; ``price`` is in dollars, of a CPU for an hour.
+
+    >>> print(told(Sample(8, 0.5, 200e3, 100e3), 1_000_000, 64, 0.02))
+    8 images here, on one core: 0.50 s, 200.0 kB read and 100.0 kB written an image
+    all of it: 138.9 CPU-hours, 2 h 10 min on 64 CPUs; 200.0 GB read, 100.0 GB written
+    at $0.02 per CPU-hour: $2.78
+    """
+    hours = sample.seconds * left / HOUR
+    lines = [
+        f"{sample.images:,} images here, on one core: {sample.seconds:.2f} s, "
+        f"{size(sample.read)} read and {size(sample.written)} written an image",
+        f"all of it: {hours:,.1f} CPU-hours, {duration(hours * HOUR / cpus)} on {cpus:,} CPUs; "
+        f"{size(sample.read * left)} read, {size(sample.written * left)} written",
+    ]
+    if price is not None:
+        lines.append(f"at ${price:g} per CPU-hour: ${hours * price:,.2f}")
+    return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    """Show a number of bytes in the largest unit of which it is at least one.
+
+    >>> size(12), size(3.4e6), size(2e13)
+    ('12 bytes', '3.4 MB', '20.0 TB')
+    """
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def preview(
+    source: str,
+    rows: Iterable[Row],
+    output: Folder,
+    config: Config,
+    *,
+    retry_failed: bool = False,
+    share: Share = WHOLE,
+    sample: int = 0,
+    cpus: int = 1,
+    price: float | None = None,
+) -> str:
+    """Say what :func:`saff.cluster.label_corpus` would do, and refuse what it refuses.
+
+    Parameters
+    ----------
+    source, rows, output, config, retry_failed, share
+        As there.
+    sample : int
+        So many of the images that are left are labelled here, to estimate time and size; 0: none.
+    cpus : int
+        Of the cluster that will do it.
+    price : float, optional
+        Dollars of one of them for an hour.
+
+    Returns
+    -------
+    text : str
+        Lines for a person; nothing was written.
+    """
+    is_claimed(output, describe_run(source, config))
+    with reaching(output.uri):
+        now = plan(output, retry_failed=retry_failed, share=share)
+    manifest = output / "manifest"
+    parts = choose(now.parts, sample)  # of one image each: enough of them for a sample
+    known = [row for name in parts for row in choose(read_rows(manifest, name), 1)]
+    fresh = Counted(new_rows(output, rows) if share == WHOLE else ())
+    with telling(output.uri):
+        new = choose(fresh, sample)
+    left = now.left + fresh.count
+    text = (
+        f"{now.images + fresh.count:,} images: {now.done - now.failed:,} labelled, "
+        f"{now.failed:,} failed, {left:,} to do, into {output.uri}"
+    )
+    chosen = choose(known + new, sample)
+    return f"{text}\n{told(measure(chosen, config), left, cpus, price)}" if chosen else text
+
+
+class Counted:
+    """Counts what passes through it."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows, self.count = rows, 0
+
+    def __iter__(self) -> Iterator[Row]:
+        """Give the rows."""
+        for row in self.rows:
+            self.count += 1
+            yield row

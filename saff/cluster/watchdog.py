@@ -1,0 +1,94 @@
+"""A job that makes no progress ends, and says what it waits for."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from queue import Empty, Queue
+from typing import Any, TypeVar
+
+import ray
+
+from saff.errors import SettingsError
+from saff.progress import duration
+
+Item = TypeVar("Item")
+END = object()
+
+
+class StalledError(SettingsError):
+    """Nothing was done for too long; what was done before stays, the same command continues."""
+
+
+def watched(items: Iterable[Item], patience: float) -> Iterator[Item]:
+    """Give items as they come from a cluster; raise if none comes for too long.
+
+    Parameters
+    ----------
+    items : iterable
+        Read in a thread of its own, so that waiting for them can end.
+    patience : float
+        Seconds between two of them, or before the first and the last.
+
+    Raises
+    ------
+    StalledError
+        If no item came for ``patience`` seconds.
+    """
+    found: Queue[Any] = Queue()
+
+    def pull() -> None:
+        try:
+            for item in items:
+                found.put((item, None))
+        except BaseException as error:  # raised again where it is waited for
+            found.put((END, error))
+        else:
+            found.put((END, None))
+
+    threading.Thread(target=pull, daemon=True).start()
+    while True:
+        try:
+            item, error = found.get(timeout=patience)
+        except Empty:
+            raise stalled(patience) from None
+        if error is not None:
+            raise error
+        if item is END:
+            return
+        yield item
+
+
+def stalled(patience: float) -> StalledError:
+    """Say for how long nothing was done, what the cluster has, and where to look."""
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return StalledError(
+        f"nothing was done for {duration(patience)}: {waiting_for(there, free, nodes)}; the same "
+        "command continues, --patience MINUTES waits longer"
+    )
+
+
+def waiting_for(there: dict[str, float], free: dict[str, float], nodes: int) -> str:
+    """Say what a cluster that does nothing probably waits for.
+
+    >>> waiting_for({}, {}, 1)
+    'it waits for nodes, as the 1 there have no CPU for work; `ray status` says why none comes'
+    """
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if not cpus:
+        return (
+            f"it waits for nodes, as the {nodes} there have no CPU for work; `ray status` says why "
+            "none comes"
+        )
+    has = f"{free.get('CPU', 0.0):g} of {cpus:g} CPUs"
+    if gpus:
+        has += f" and {free.get('GPU', 0.0):g} of {gpus:g} GPUs"
+    if free.get("CPU", 0.0) < 1:
+        return (
+            f"{has} on {nodes} nodes are free, so tasks run and do not end; `ray stack` on a node "
+            "says where they are, and the storage may hang"
+        )
+    return (
+        f"{has} on {nodes} nodes are free, yet no task of this job ends; `ray status` shows what "
+        "is asked for and not there"
+    )

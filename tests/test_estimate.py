@@ -1,0 +1,75 @@
+"""What a run will take: a fair sample, measured, and told in units people use."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from saff.cluster.estimate import choose, measure, preview, told
+from saff.cluster.parts import WHOLE, Share
+from saff.errors import SettingsError
+from saff.storage import Folder, extend_manifest, list_images
+
+
+@pytest.mark.parametrize(("stream", "count"), [(0, 3), (2, 3), (3, 3), (100, 1), (100, 0)])
+def test_so_many_are_chosen_each_once(stream, count):
+    chosen = choose(iter(range(stream)), count)
+    assert len(chosen) == len(set(chosen)) == min(stream, count)
+    assert set(chosen) <= set(range(stream))
+    assert chosen == choose(iter(range(stream)), count)  # the seed is fixed
+
+
+def test_each_is_as_likely(monkeypatch):
+    counts = np.zeros(20)
+    for seed in range(2000):
+        monkeypatch.setattr("saff.cluster.estimate.SEED", seed)
+        counts[choose(range(20), 5)] += 1
+    # binomial with mean 500 and deviation 19.4: five deviations
+    assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_a_sample_is_what_the_images_are(corpus, small):
+    rows = [row for row in list_images(str(corpus)) if row["image_id"].startswith("chelsea")]
+    sample = measure(rows * 2, small)
+    assert sample.images == 2
+    assert sample.read == (corpus / "chelsea ü.png").stat().st_size
+    assert 0 < sample.seconds < 30
+    assert 1000 < sample.written < 200 * 133 * 4
+    missing = measure([{"image_id": "x", "uri": str(corpus / "none.jpg")}], small)
+    assert (missing.read, missing.written) == (0, 0)
+    assert "0 bytes read" in told(missing, 10, 1, None)
+
+
+def test_a_preview_samples_what_is_left(corpus, finished, small, tmp_path):
+    rows = list(list_images(str(corpus)))
+    output = Folder.at(str(tmp_path / "run"))
+
+    def lines(output, rows, **options):
+        return preview(str(corpus), rows, output, small, sample=3, **options).splitlines()
+
+    assert len(lines(finished, rows)) == 1  # nothing is left
+    said = lines(finished, [*rows, rows[0] | {"image_id": "new"}])
+    assert said[1].startswith("1 images here")
+    assert lines(output, rows)[1].startswith("3 images here")
+    extend_manifest(output, rows)
+    assert lines(output, rows)[1].startswith("3 images here")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_shares_are_disjoint_and_cover_the_run(corpus, small, tmp_path):
+    output = Folder.at(str(tmp_path / "run"))
+    rows = list(list_images(str(corpus)))
+    extend_manifest(output, rows)
+    names = (output / "manifest").names(".parquet")
+    for of in (1, 2, 3, 7):
+        held = [[n for n in names if Share(k, of).holds(n)] for k in range(1, of + 1)]
+        assert sorted(chain.from_iterable(held)) == names
+    assert WHOLE.holds("anything.parquet")
+    text = preview(str(corpus), rows, output, small, share=Share(1, 4))
+    assert text.startswith("2 images: 0 labelled, 0 failed, 2 to do")
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/4", "5/4", "1/0", "-1/4", "a/b", "1/2/3", "1.0/2"])
+def test_what_is_no_share_is_refused(text):
+    with pytest.raises(SettingsError, match="a share is i/n with 1 <= i <= n, as 2/4; got"):
+        Share.read(text)

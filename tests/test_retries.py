@@ -1,0 +1,72 @@
+"""Storages that are busy for a moment: asked again while that may help, and not longer."""
+
+import time
+
+import pytest
+
+from saff import retries
+from saff.retries import at_once, patiently
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A second of patience, short pauses."""
+    monkeypatch.setenv("SAFF_STORAGE_PATIENCE", "1")
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.02)
+
+
+class Busy:
+    """Raises so many errors before it answers."""
+
+    def __init__(self, error, times):
+        self.error, self.left, self.asked = error, times, 0
+
+    def __call__(self, *arguments, **options):
+        self.asked += 1
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return arguments, options
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError("by peer"), TimeoutError("slow"), OSError("SlowDown"), Exception("500")],
+)
+def test_what_may_pass_is_waited_for(quick, error):
+    busy = Busy(error, 5)
+    assert patiently(busy, 1, name="x") == ((1,), {"name": "x"})
+    assert busy.asked == 6
+
+
+@pytest.mark.parametrize("kind", retries.FINAL)
+def test_what_no_repetition_mends_is_raised_at_once(quick, kind):
+    busy = Busy(kind("no"), 1)
+    with pytest.raises(kind, match="no"):
+        patiently(busy)
+    assert busy.asked == 1
+
+
+def test_patience_ends_with_the_last_error(quick):
+    busy = Busy(ConnectionError("still down"), 10**6)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="still down"):
+        patiently(busy)
+    assert 0.5 < time.monotonic() - start < 5
+    assert busy.asked > 5
+
+
+def test_a_person_does_not_wait(quick):
+    busy = Busy(ConnectionError("down"), 1)
+    with at_once(), pytest.raises(ConnectionError):
+        patiently(busy)
+    assert busy.asked == 1
+    assert patiently(busy) == ((), {})  # and a task waits again afterwards
+
+
+def test_an_interrupt_is_no_fault_of_the_storage(quick):
+    busy = Busy(KeyboardInterrupt(), 1)
+    with pytest.raises(KeyboardInterrupt):
+        patiently(busy)
+    assert busy.asked == 1

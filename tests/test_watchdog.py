@@ -1,0 +1,73 @@
+"""A job that makes no progress ends and says what it waits for."""
+
+import threading
+import time
+
+import pytest
+
+from saff.cluster import watchdog
+from saff.cluster.watchdog import StalledError, waiting_for, watched
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """What a cluster would say of itself: one node of 4 CPUs, all busy."""
+    monkeypatch.setattr(watchdog.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(watchdog.ray, "available_resources", dict)
+    monkeypatch.setattr(watchdog.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+
+
+def test_items_come_in_their_order():
+    assert list(watched(iter(range(100)), 5)) == list(range(100))
+    assert list(watched([], 5)) == []
+    assert list(watched([None, 0], 5)) == [None, 0]
+
+
+def test_an_error_is_raised_where_it_is_waited_for():
+    def items():
+        yield 1
+        raise ConnectionError("lost")
+
+    found = watched(items(), 5)
+    assert next(found) == 1
+    with pytest.raises(ConnectionError, match="lost"):
+        next(found)
+
+
+def test_nothing_for_too_long_is_told(cluster):
+    release = threading.Event()
+
+    def items():
+        yield 1
+        release.wait(30)
+
+    found = watched(items(), 0.1)
+    assert next(found) == 1
+    start = time.monotonic()
+    with pytest.raises(StalledError, match=r"nothing was done for 0 s: 0 of 4 CPUs on 1 nodes"):
+        next(found)
+    assert time.monotonic() - start < 10
+    release.set()
+
+
+def test_slow_progress_is_progress():
+    def items():
+        for number in range(5):
+            time.sleep(0.15)
+            yield number
+
+    assert list(watched(items(), 0.6)) == list(range(5))  # 0.75 s in all
+
+
+@pytest.mark.parametrize(
+    ("there", "free", "said"),
+    [
+        ({}, {}, "it waits for nodes"),
+        ({"CPU": 0.0, "memory": 1e9}, {}, "it waits for nodes"),
+        ({"CPU": 8.0}, {}, r"0 of 8 CPUs on 3 nodes are free, so tasks run and do not end"),
+        ({"CPU": 8.0}, {"CPU": 5.0}, r"5 of 8 CPUs on 3 nodes are free, yet no task"),
+        ({"CPU": 8.0, "GPU": 2.0}, {"CPU": 5.0}, r"5 of 8 CPUs and 0 of 2 GPUs on 3 nodes"),
+    ],
+)
+def test_what_it_waits_for(there, free, said):
+    assert said in waiting_for(there, free, 3)
