@@ -16,7 +16,7 @@ DOCS := .venv/.docs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test lint format types check bench docs clean
+.PHONY: help env demo test chaos lint format types check bench audit docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,10 @@ demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays
 	$(BIN)/saff demo --output demo
 
 test: $(INSTALLED) ## run the whole test suite
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+chaos: $(INSTALLED) ## 100 seeded schedules of faults; half an hour
+	$(BIN)/python tests/chaos.py --schedules 100
 
 lint: $(INSTALLED) ## check style and formatting, change nothing
 	$(BIN)/ruff check
@@ -44,6 +47,10 @@ check: lint types test ## all that a change must pass
 
 bench: $(INSTALLED) ## run the benchmarks; each prints JSON
 	@set -e; for file in $(BENCHMARKS); do $(BIN)/python $$file; done
+
+audit: $(BIN)/python ## look up known vulnerabilities of the versions in constraints.txt, at pypi.org
+	@$(PIP_INSTALL) 'pip-audit>=2.9'
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 docs: $(DOCS) ## build docs/_build/html, warnings as errors
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html $(SPHINX_ARGS) docs docs/_build/html

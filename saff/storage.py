@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
@@ -75,6 +74,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+LOCAL = LocalFileSystem()
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 STAGES = ("pseudo_labels/", "predictions/", "network/", "rounds/", "evaluation/", "report/")
 OWN = ("run.json", "manifest/", *STAGES)  # what a run writes into its output
@@ -113,28 +113,40 @@ def locate(uri: str, *, signed: bool = False) -> tuple[Any, str]:
         If it is empty, the protocol is unknown or its package is not installed, or it holds a
         password or such a query, which the message does not repeat.
     """
+    protocol, rest = _split(uri, signed)
+    fs = _file_system(protocol, uri)
+    path = os.path.abspath(rest) if protocol == "file" else fs._strip_protocol(uri)
+    return fs, path
+
+
+def _split(uri: str, signed: bool) -> tuple[str, str]:
+    """Protocol of a URI, ``file`` for a path, and what follows; refuses what would be stored."""
     if not uri:
         raise SettingsError("a path or URI is empty")
     protocol, _, rest = uri.partition("://")
     if not rest:
-        protocol = "file"
+        protocol, rest = "file", uri
     if LOGIN.match(uri):
         raise SettingsError(
             f"a URI {protocol}://...@... holds a user name or password, which would be stored; "
             "give credentials in the environment or by the machine's role, and the URI without them"
         )
-    if _public(uri) != uri and not signed:
+    if not signed and _public(uri) != uri:
         raise SettingsError(
             f"{_public(uri)} stands for an address with a query, which may be a signature and "
             "would be stored; name a folder or prefix, or list signed addresses of single images "
             "in a manifest"
         )
+    return protocol, rest
+
+
+def _file_system(protocol: str, uri: str) -> Any:
+    if protocol == "file":
+        return LOCAL  # asked for with every image
     try:
-        fs = fsspec.filesystem(protocol)
+        return fsspec.filesystem(protocol)
     except Exception as error:  # every protocol raises its own
         raise SettingsError(f"cannot open {_public(uri)}: {error}") from error
-    path = os.path.abspath(rest or uri) if protocol == "file" else fs._strip_protocol(uri)
-    return fs, path
 
 
 def _public(uri: str) -> str:
@@ -441,6 +453,7 @@ def read_manifest(source: str) -> Iterator[Row]:
 
 def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
     is_csv = path.lower().endswith(".csv")
+    protocols: set[str] = set()
     how = {"mode": "r", "encoding": "utf-8-sig", "newline": ""} if is_csv else {"mode": "rb"}
     try:
         with fs.open(path, **how) as file:
@@ -451,7 +464,7 @@ def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
                     f"it has {', '.join(columns) or 'none'}"
                 )
             for row in chain.from_iterable(batches):
-                if fault := _fault(row):
+                if fault := _fault(row, protocols):
                     uri = row["uri"]
                     shown = _public(uri) if isinstance(uri, str) else uri
                     raise SettingsError(
@@ -491,19 +504,20 @@ def is_safe_id(image_id: object) -> bool:
     """Whether an image id is a relative path that stays inside a folder it is joined to."""
     if not isinstance(image_id, str) or not image_id or "\0" in image_id:
         return False
-    path = PurePosixPath(image_id)
-    inside = not path.is_absolute() and ".." not in path.parts and path.name != ""
-    return inside and str(path) == image_id
+    return not any(step in ("", ".", "..") for step in image_id.split("/"))
 
 
-def _fault(row: Row) -> str:
-    """What is wrong with a manifest row; empty for a good one."""
+def _fault(row: Row, protocols: set[str]) -> str:
+    """What is wrong with a manifest row; empty for a good one, whose protocol is then known."""
     if not is_safe_id(row["image_id"]):
         return "image_id must be a relative path without '..'"
     if not isinstance(row["uri"], str) or "\0" in row["uri"]:
         return "uri must be a path or URI"
     try:
-        locate(row["uri"], signed=True)
+        protocol, _ = _split(row["uri"], signed=True)
+        if protocol not in protocols:
+            _file_system(protocol, row["uri"])
+            protocols.add(protocol)
     except SettingsError as error:
         return str(error)
     return ""

@@ -155,7 +155,7 @@ def examine(
         "versions",
         answers,
         partial(judge_versions, look_at_versions()),
-        lambda seen: f"{seen[0]} on the driver and {count(seen, 'node')}",
+        lambda fine: f"{fine[0].seen} on the driver and {count(fine, 'node')}",
     )
     nodes = [answer.node for answer in answers if not answer.error]  # the others are told
     for check, of_nodes in (
@@ -258,14 +258,14 @@ def gather(
     check: str,
     answers: Sequence[Answer],
     judge: Callable[[Node, Any], Fault | None],
-    well: Callable[[list[Any]], str],
+    well: Callable[[list[Answer]], str],
 ) -> Iterator[Finding]:
     """Tell each node with which something is wrong, and the others in one line."""
     fine = []
     for answer in answers:
         fault = Fault(answer.error, "") if answer.error else judge(answer.node, answer.seen)
         if fault is None:
-            fine.append(answer.seen)
+            fine.append(answer)
         else:
             yield Finding(check, False, f"node {answer.node}: {fault.told}", fault.remedy)
     if fine:
@@ -494,7 +494,9 @@ def check_authentication(nodes: Sequence[Node]) -> Iterator[Finding]:
         "authentication",
         ask(nodes, look_at_authentication),
         judge_authentication,
-        lambda seen: "token" if all(seen) else "none; no other machine reaches this cluster",
+        lambda fine: (
+            "token" if all(a.seen for a in fine) else "none; no other machine reaches this cluster"
+        ),
     )
 
 
@@ -519,7 +521,7 @@ def check_clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
     sent = time.time()
     answers = ask(nodes, time.time)
     judge = partial(judge_clock, sent, time.time())
-    yield from gather("clocks", answers, judge, lambda seen: f"agree within {SKEW:g} s")
+    yield from gather("clocks", answers, judge, lambda fine: f"agree within {SKEW:g} s")
 
 
 def judge_clock(sent: float, received: float, node: Node, seen: float) -> Fault | None:
@@ -532,18 +534,20 @@ def judge_clock(sent: float, received: float, node: Node, seen: float) -> Fault 
 
 def check_cpus(nodes: Sequence[Node]) -> Iterator[Finding]:
     """CPU slots: one image each."""
-    slots = sum(node.cpus for node in nodes)
-    if not slots:
-        yield Finding(
-            "CPUs", False, "no CPU slots, so no task can run", "ray start with --num-cpus above 0"
-        )
+    if not any(node.cpus for node in nodes):
+        remedy = "ray start with --num-cpus above 0; where nodes start for work, ask again then"
+        yield Finding("CPUs", False, "no slots, so no task can run now", remedy)
         return
-    head = next((node for node in nodes if node.head and node.cpus), None)
-    working = sum(node.cpus > 0 for node in nodes)
-    told = f"{slots:g} CPU slots on {count(working, 'node')}"
-    if head and working > 1:
-        told += ", the head among them (of a large cluster, start it with --num-cpus=0)"
-    yield from gather("CPUs", ask(nodes, cores), judge_cpus, lambda seen: told)
+    yield from gather("CPUs", ask(nodes, cores), judge_cpus, tell_cpus)
+
+
+def tell_cpus(fine: list[Answer]) -> str:
+    """Sum up the slots, and tell whether a head among others has some."""
+    working = [answer.node for answer in fine if answer.node.cpus]
+    slots = f"{count(sum(node.cpus for node in working), 'slot')} on {count(working, 'node')}"
+    if len(working) < 2 or not any(node.head for node in working):
+        return slots
+    return f"{slots}, the head among them (of a large cluster, start it with --num-cpus=0)"
 
 
 def cores() -> int:
@@ -570,8 +574,12 @@ class Gpus(NamedTuple):
 
 def check_gpus(nodes: Sequence[Node]) -> Iterator[Finding]:
     """Whether torch can use the GPUs that Ray gives out, and Ray gives out those that are there."""
-    declared = sum(node.gpus for node in nodes)
-    yield from gather("GPUs", ask(nodes, look_at_gpus), judge_gpus, lambda seen: f"{declared:g}")
+    yield from gather(
+        "GPUs",
+        ask(nodes, look_at_gpus),
+        judge_gpus,
+        lambda fine: f"{count(sum(a.node.gpus for a in fine), 'GPU')} on {count(fine, 'node')}",
+    )
 
 
 def look_at_gpus() -> Gpus:
@@ -610,7 +618,7 @@ def check_threads(nodes: Sequence[Node]) -> Iterator[Finding]:
         "threads",
         ask(nodes, look_at_threads),
         judge_threads,
-        lambda seen: "torch 1, OpenCV 1, BLAS 1 in a task that labels",
+        lambda fine: "torch 1, OpenCV 1, BLAS 1 in a task that labels",
     )
 
 
@@ -637,7 +645,7 @@ def check_models(nodes: Sequence[Node], config: Config, network: str | None) -> 
         "models",
         ask(nodes, use_models, config, network),
         no_fault,
-        lambda seen: f"{names}: loaded and tried in at most {max(seen):.1f} s",
+        lambda fine: f"{names}: loaded and tried in at most {max(a.seen for a in fine):.1f} s",
     )
 
 
@@ -666,10 +674,13 @@ def check_shared(nodes: Sequence[Node], output: str | None) -> Iterator[Finding]
         "storage of nodes",
         answers,
         partial(judge_storage, place.uri),
-        lambda seen: (
-            f"{Times(*map(max, zip(*seen, strict=True)))} at most on {count(seen, 'node')}"
-        ),
+        _slowest,
     )
+
+
+def _slowest(fine: list[Answer]) -> str:
+    times = Times(*map(max, zip(*(answer.seen for answer in fine), strict=True)))
+    return f"{times} at most on {count(fine, 'node')}"
 
 
 def use_storage(place: Folder, marker: str) -> Times | None:
@@ -704,15 +715,17 @@ class Store(NamedTuple):
 def check_store(nodes: Sequence[Node]) -> Iterator[Finding]:
     """Memory for Ray's objects, and disk for those that do not fit."""
     answers = ask(nodes, look_at_store)
-    least = min((node.store for node in nodes), default=0)
     yield from gather(
-        "object store", answers, judge_store, lambda seen: f"{show(least)} a node, in memory"
+        "object store",
+        answers,
+        judge_store,
+        lambda fine: f"{show(min(a.node.store for a in fine))} or more a node, in memory",
     )
     yield from gather(
         "spilling",
         answers,
         judge_spill,
-        lambda seen: f"{show(min(s.free for s in seen))} free or more at {seen[0].spill}",
+        lambda fine: f"{show(min(a.seen.free for a in fine))} or more free at {fine[0].seen.spill}",
     )
 
 

@@ -1,0 +1,485 @@
+"""saff doctor: every judgement from facts, every fault that can be made real, a real cluster."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray._private.authentication import authentication_token_setup
+from ray._private.runtime_env.packaging import create_package
+from ray.cluster_utils import Cluster
+
+import saff
+from saff import cli, config
+from saff.cluster import doctor
+from saff.cluster.doctor import Answer, Finding, Gpus, Node, Store, Threads, Times, Versions
+from saff.errors import SettingsError
+from saff.storage import Folder
+
+GIB = 2**30
+NODE = Node("0123456789", "192.0.2.7", cpus=4.0, gpus=0.0, store=GIB)
+HERE = Versions("3.11.7", "2.60.0", "0.1.0")
+
+
+# Lines
+
+
+def test_a_finding_is_one_line_with_its_remedy():
+    assert str(Finding("space", True, "3.0 GiB free")) == "ok    space: 3.0 GiB free"
+    wrong = Finding("space", False, "none\n  left", "free some")
+    assert str(wrong) == "WRONG space: none left; free some"
+
+
+def test_no_line_holds_a_secret(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abc/def+ghi")
+    line = str(Finding("storage", False, "s3://user:pass@word@host/x refuses abc/def+ghi", "a@b"))
+    assert line == "WRONG storage: s3://***@host/x refuses ***; a@b"
+
+
+def test_nodes_at_fault_are_told_one_by_one_and_the_others_together():
+    answers = [Answer(NODE, 1), Answer(NODE, 5), Answer(NODE, 2), Answer(NODE, error="it died")]
+    found = doctor.gather(
+        "CPUs", answers, doctor.judge_cpus, lambda fine: f"{[a.seen for a in fine]}"
+    )
+    assert [str(finding) for finding in found] == [
+        "WRONG CPUs: node 192.0.2.7 (012345): 4 CPU slots on 1 core; ray start with --num-cpus=1",
+        "WRONG CPUs: node 192.0.2.7 (012345): 4 CPU slots on 2 cores; ray start with --num-cpus=2",
+        "WRONG CPUs: node 192.0.2.7 (012345): it died",
+        "ok    CPUs: [5]",
+    ]
+
+
+def test_a_check_that_raises_is_a_finding_after_what_it_had_found():
+    def check():
+        yield Finding("a", True, "well")
+        raise KeyError("gone")
+
+    found = doctor.tried("a", check)
+    assert [str(finding) for finding in found] == ["ok    a: well", "WRONG a: KeyError: 'gone'"]
+
+
+def test_a_check_that_ends_its_thread_is_no_silence():
+    (finding,) = doctor.tried("a", sys.exit)
+    assert (finding.ok, finding.told) == (False, "SystemExit: ")
+
+
+def test_a_check_that_hangs_is_a_finding():
+    freed = threading.Event()
+
+    def check():
+        freed.wait(30)
+        yield Finding("a", True, "late")
+
+    begin = time.monotonic()
+    (finding,) = doctor.tried("a", check, seconds=0.1)
+    freed.set()
+    assert (finding.ok, finding.told) == (False, "no answer within 0.1 s")
+    assert time.monotonic() - begin < 10
+
+
+def test_a_long_error_is_cut():
+    assert len(doctor.reason(OSError("x" * 10_000))) < 600
+
+
+# Judgements
+
+
+@pytest.mark.parametrize(
+    "other",
+    [("3.11.8", "2.60.0", "0.1.0"), ("3.11.7", "2.59.0", "0.1.0"), ("3.11.7", "2.60.0", "0.2.0")],
+)
+def test_versions_are_the_same_everywhere(other):
+    assert doctor.judge_versions(HERE, NODE, HERE) is None
+    fault = doctor.judge_versions(HERE, NODE, Versions(*other))
+    assert fault.told == (
+        f"Python {other[0]}, Ray {other[1]}, saff {other[2]}, "
+        "but Python 3.11.7, Ray 2.60.0, saff 0.1.0 on the driver"
+    )
+
+
+def test_what_other_machines_reach_needs_a_token():
+    assert doctor.judge_authentication(NODE, True) is None
+    assert "RAY_AUTH_MODE=token" in doctor.judge_authentication(NODE, False).remedy
+    for address in ("127.0.0.1", "localhost", "::1"):
+        alone = dataclasses.replace(NODE, address=address)
+        assert doctor.judge_authentication(alone, False) is None
+
+
+def test_a_clock_is_off_only_beyond_the_time_of_the_answer():
+    for seen in (100.0, 107.0, 130.0, 100.0 - doctor.SKEW, 130.0 + doctor.SKEW):
+        assert doctor.judge_clock(100.0, 130.0, NODE, seen) is None
+    assert "its clock is 100 s off" in doctor.judge_clock(100.0, 130.0, NODE, 230.0).told
+    assert "its clock is 90 s off" in doctor.judge_clock(100.0, 130.0, NODE, 10.0).told
+
+
+def test_no_more_slots_than_cores():
+    assert doctor.judge_cpus(NODE, 4) is None
+    assert doctor.judge_cpus(NODE, 3).remedy == "ray start with --num-cpus=3"
+
+
+def test_a_cluster_without_slots_cannot_work():
+    idle = dataclasses.replace(NODE, cpus=0.0)
+    (finding,) = doctor.check_cpus([idle])
+    assert (finding.ok, finding.told) == (False, "no slots, so no task can run now")
+
+
+def test_a_head_that_works_is_told_only_beside_other_nodes():
+    head = dataclasses.replace(NODE, head=True)
+    resting = dataclasses.replace(head, cpus=0.0)
+    assert doctor.tell_cpus([Answer(head), Answer(NODE)]).startswith("8 slots on 2 nodes, the head")
+    assert doctor.tell_cpus([Answer(resting), Answer(NODE)]) == "4 slots on 1 node"
+    assert doctor.tell_cpus([Answer(head)]) == "4 slots on 1 node"
+
+
+def test_gpus_are_declared_and_usable():
+    two = dataclasses.replace(NODE, gpus=2.0)
+    assert doctor.judge_gpus(two, Gpus(2, 2, "2.9")) is None
+    assert doctor.judge_gpus(NODE, Gpus(0, 0, "2.9")) is None
+    told = doctor.judge_gpus(two, Gpus(0, 2, "2.9+cpu")).told
+    assert told == "declares 2 GPUs, torch 2.9+cpu can use 0"
+    assert doctor.judge_gpus(two, Gpus(1, 2, "2.9")) is not None
+    for seen in (Gpus(0, 3, "2.9+cpu"), Gpus(3, 0, "2.9")):
+        assert doctor.judge_gpus(NODE, seen).remedy == "ray start with --num-gpus=3"
+
+
+def test_tasks_label_on_one_thread():
+    assert doctor.judge_threads(NODE, Threads(1, 1, 1)) is None
+    assert doctor.judge_threads(NODE, Threads(1, 8, 4)).told == (
+        "threads in a task: OpenCV 8, BLAS 4"
+    )
+
+
+def test_threads_are_looked_at_where_images_are_labelled():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert doctor.look_at_threads() == (1, 1, 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_objects_lie_in_memory(tmp_path):
+    assert doctor.judge_store(NODE, Store("/dev/shm", "/tmp", GIB, GIB)) is None
+    if Path("/dev/shm").is_dir():
+        told = doctor.judge_store(NODE, Store("/tmp", "/tmp", GIB, GIB)).told
+        assert told == "its object store of 1.0 GiB is not in memory but at /tmp"
+
+
+def test_a_disk_holds_what_the_memory_holds():
+    assert doctor.judge_spill(NODE, Store("/dev/shm", "/x", 6 * GIB, 100 * GIB)) is None
+    fault = doctor.judge_spill(NODE, Store("/dev/shm", "/x", 6 * GIB - 1, 100 * GIB))
+    assert fault.told == "1024.0 MiB for spilling at /x, object store 1.0 GiB"
+    assert doctor.judge_spill(NODE, Store("/dev/shm", "/x", 0, 100 * GIB)).told.startswith("0.0 ")
+
+
+def test_only_a_process_of_ray_knows_where_objects_lie():
+    with pytest.raises(SettingsError, match="no raylet of Ray has started this process"):
+        doctor.look_at_store()
+
+
+def test_space_for_a_run():
+    assert doctor.judge_space("/x", GIB).told == "1.0 GiB free at /x, for about 11,000 images"
+    assert doctor.judge_space("/x", GIB).ok
+    assert not doctor.judge_space("/x", GIB - 1).ok
+
+
+# What a job would send
+
+
+def test_the_upload_is_as_large_as_rays_own_package(tmp_path):
+    folder = tmp_path / "clone"
+    for name, content in {
+        "a.py": b"x" * 1000,
+        "données/é.txt": b"y" * 300,
+        "left_out/big.bin": b"z" * 5000,
+        ".hidden": b"h",
+        "nested/keep.log": b"k" * 10,
+        "nested/gone.tmp": b"g" * 10,
+        ".gitignore": b"left_out/\n",
+        "nested/.rayignore": b"*.tmp\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "empty").mkdir()
+    package = tmp_path / "package.zip"
+    create_package(str(folder), package, include_gitignore=True)
+    assert doctor.upload_size(folder) == package.stat().st_size
+
+
+def test_too_large_an_upload_is_told_with_the_limit():
+    assert doctor.judge_upload(Path("/x"), 99, most=100).ok
+    finding = doctor.judge_upload(Path("/x"), 300 * 2**20)
+    assert not finding.ok
+    assert finding.told.endswith("would send 300.0 MiB from /x, Ray takes 100.0 MiB")
+
+
+# Storage
+
+
+def only(check, *arguments):
+    (finding,) = doctor.tried("x", lambda: check(*arguments))
+    return finding
+
+
+def test_an_output_is_tried_and_left_as_it_was(tmp_path):
+    finding = only(doctor.check_storage, str(tmp_path))
+    assert finding.ok, finding
+    assert finding.told.endswith(f" ms at {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+    new = only(doctor.check_storage, str(tmp_path / "not" / "there"))
+    assert new.ok
+    assert new.told.endswith(f" ms at {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    finding = only(doctor.check_storage, str(tmp_path / "file" / "run"))
+    assert finding.told == f"{tmp_path}/file is no folder; choose another output"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that root cannot write to")
+def test_an_output_that_cannot_be_written_is_a_finding():
+    finding = only(doctor.check_storage, "/proc/run")
+    assert not finding.ok
+    assert finding.told.startswith("no access to /proc/run: ")
+
+
+def test_bytes_that_come_back_changed_are_told(tmp_path):
+    class Forgetful(Folder):
+        def read(self, name):
+            return super().read(name)[1:]
+
+    with pytest.raises(SettingsError, match="gives back other bytes than were written"):
+        doctor.touch(Forgetful.at(str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_must_see_what_the_driver_wrote(tmp_path):
+    place = Folder.at(str(tmp_path))
+    assert doctor.use_storage(place, "mark") is None
+    assert doctor.use_storage(place / "nowhere", "mark") is None
+    place.write("mark", b"another")
+    assert doctor.use_storage(place, "mark") is None
+    place.write("mark", b"mark")
+    times = doctor.use_storage(place, "mark")
+    assert doctor.judge_storage("/x", NODE, times) is None
+    assert min(times) > 0
+    assert "every node shares" in doctor.judge_storage("/x", NODE, None).remedy
+    assert str(Times(0.001, 0.25, 0.0, 1.0)) == (
+        "list 1.0 ms, write 250.0 ms, read 0.0 ms, remove 1000.0 ms"
+    )
+
+
+@pytest.mark.s3
+def test_a_bucket_is_tried_and_wrong_credentials_are_told(bucket, s3_user, s3_other):
+    finding = only(doctor.check_storage, f"{bucket}/run")
+    assert finding.ok, finding
+    assert s3_other.find(bucket) == []
+    s3_user(AWS_SECRET_ACCESS_KEY="not-the-secret-of-the-tests")
+    finding = only(doctor.check_storage, f"{bucket}/run")
+    assert not finding.ok
+    assert "check the credentials" in finding.told
+    assert "not-the-secret" not in str(finding)
+    assert list(doctor.check_space(f"{bucket}/run")) == []  # an object store does not tell
+
+
+# Runs
+
+
+def test_a_run_tells_its_version_and_counts(finished, run_copy, tmp_path):
+    finding = only(doctor.check_run, finished.uri)
+    counts = "7 images: 4 labelled, 3 failed, 0 to do in 0 parts"
+    assert (finding.ok, finding.told) == (True, f"begun with saff {saff.__version__}; {counts}")
+    assert only(doctor.check_run, str(tmp_path / "new")).told.endswith("holds none yet")
+    file = Path(run_copy.path) / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"saff": "0.0.9"}))
+    finding = only(doctor.check_run, run_copy.uri)
+    assert not finding.ok
+    assert finding.remedy.endswith("continue with saff 0.0.9, or choose another output")
+    file.write_text("{")
+    assert "run.json is damaged" in only(doctor.check_run, run_copy.uri).told
+
+
+# Models
+
+
+def test_models_are_loaded_and_damaged_weights_are_told(small, tmp_path):
+    assert doctor.use_models(small, None) > 0
+    (tmp_path / "weights.pt").write_bytes(b"none")
+    broken = dataclasses.replace(small, encoder_weights=str(tmp_path / "weights.pt"))
+    with pytest.raises(SettingsError, match="is not a state dict"):
+        doctor.use_models(broken, None)
+    with pytest.raises(SettingsError, match="there is no trained network"):
+        doctor.use_models(small, str(tmp_path))
+
+
+# Addresses
+
+
+@pytest.fixture
+def port():
+    """A port where something listens that is not Ray."""
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("ray://127.0.0.1:10001", "expected HOST:PORT of the head node"),
+        ("http://127.0.0.1:8265", "expected HOST:PORT of the head node"),
+        ("127.0.0.1", "Invalid address format"),
+        ("127.0.0.1:70000", "Invalid address port"),
+    ],
+)
+def test_an_address_of_another_kind_is_told(address, why):
+    with pytest.raises(ValueError, match=why):
+        doctor.reach(address)
+
+
+def test_something_that_is_not_ray_is_given_up(port):
+    with pytest.raises(SettingsError, match=r"but not as Ray within 2 s"):
+        doctor.reach(f"127.0.0.1:{port}", seconds=2)
+
+
+def test_the_command_says_what_is_wrong_and_exits_1(monkeypatch, capsys, tmp_path, port):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with socket.create_server(("0.0.0.0", 0)) as closed:
+        free = closed.getsockname()[1]
+    code, out, _ = call(monkeypatch, capsys, tmp_path / "file", "--address", f"127.0.0.1:{free}")
+    assert code == 1
+    upload, storage, cluster = out.splitlines()
+    assert upload.startswith("ok    upload: ray job submit --working-dir . would send ")
+    assert storage == f"WRONG storage: {tmp_path}/file is no folder; choose another output"
+    assert cluster.startswith(f"WRONG cluster: nothing answers at 127.0.0.1:{free} (")
+
+
+def test_the_address_may_be_in_the_environment(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    code, out, _ = call(monkeypatch, capsys)
+    assert code == 1
+    assert "WRONG cluster: the address is ray://127.0.0.1:10001" in out
+
+
+def call(monkeypatch, capsys, *words):
+    """Call ``saff doctor`` as from a shell: exit code, standard output and error."""
+    monkeypatch.setattr(sys, "argv", ["saff", "doctor", *map(str, words)])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+# A cluster
+
+
+def test_without_a_token_a_process_says_so():
+    look = "from saff.cluster.doctor import look_at_authentication as look; print(look())"
+    shown = subprocess.run(
+        [sys.executable, "-c", look],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
+    assert shown.stdout == "False\n"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head and another node, one CPU each, that ask for a token."""
+    ray.shutdown()
+    authentication_token_setup.enable_token_auth_by_default()  # as ray.init does for a local Ray
+    authentication_token_setup.ensure_token_if_auth_enabled()
+    gpus = torch.cuda.device_count()
+    settings = {"num_cpus": 1, "num_gpus": gpus, "object_store_memory": 78 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    cluster.add_node(**settings)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.ray
+def test_a_cluster_of_two_nodes(cluster, small, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    output = tmp_path / "run"
+    words = (output, "--address", cluster.address, "--config", "small.json")
+
+    code, out, _ = call(monkeypatch, capsys, *words)
+    lines = out.splitlines()
+    assert all(line.startswith("ok    ") for line in lines), out
+    assert code == 0
+    checks = [line[6:].partition(":")[0] for line in lines]
+    assert checks == [
+        "upload",
+        "storage",
+        "space",
+        "run",
+        "cluster",
+        "versions",
+        "authentication",
+        "clocks",
+        "CPUs",
+        "GPUs",
+        "threads",
+        "models",
+        "storage of nodes",
+        "object store",
+        "spilling",
+    ]
+    assert lines[4] == f"ok    cluster: joined {cluster.address}: 2 nodes"
+    assert lines[5].endswith(f"saff {saff.__version__} on the driver and 2 nodes")
+    assert "2 slots on 2 nodes, the head among them" in lines[8]
+    assert sorted(os.listdir(tmp_path)) == ["small.json"]
+
+    nodes = doctor.alive_nodes()
+    assert [node.head for node in nodes].count(True) == 1
+    late, died = doctor.ask(nodes, time.sleep, 60, seconds=1), doctor.ask(nodes, os._exit, 3)
+    assert [answer.error for answer in late] == ["no answer within 1 s"] * 2
+    assert all("died unexpectedly" in answer.error for answer in died)
+    (tmp_path / "weights.pt").write_bytes(b"none")
+    broken = dataclasses.replace(small, encoder_weights=str(tmp_path / "weights.pt"))
+    models = [str(finding) for finding in doctor.check_models(nodes, broken, None)]
+    assert len(models) == 2
+    assert all("weights.pt is not a state dict" in line for line in models)
+    ray.shutdown()
+
+    with monkeypatch.context() as shell:
+        shell.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(SettingsError, match=r"refuses: .*InvalidAuthToken"):
+            doctor.reach(cluster.address)
+
+    cores = doctor.cores()
+    cluster.add_node(num_cpus=cores + 1, num_gpus=torch.cuda.device_count() + 1)
+    cluster.wait_for_nodes()
+    code, out, _ = call(monkeypatch, capsys, *words)
+    wrong = [line for line in out.splitlines() if line.startswith("WRONG ")]
+    assert code == 1
+    assert [line.partition(": node ")[0] for line in wrong] == ["WRONG CPUs", "WRONG GPUs"]
+    assert wrong[0].endswith(f"ray start with --num-cpus={cores}")
+    assert f"ok    GPUs: {2 * torch.cuda.device_count()} GPUs on 2 nodes\n" in out
+    ray.shutdown()
+
+
+def test_the_configuration_is_read_first(monkeypatch, capsys):
+    code, out, error = call(monkeypatch, capsys, "--config", "nonsense")
+    assert (code, out) == (2, "")
+    assert error.startswith("saff: no configuration 'nonsense'; known: ")
+    assert "default" in config.NAMED
