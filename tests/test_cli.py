@@ -23,7 +23,7 @@ from saff.trained import NetworkFolder, describe, load_trained, start_network
 
 ROOT = Path(__file__).parent.parent
 FLAGS = {
-    "label": ["--images", "--manifest", "--output", "--config", "--retry-failed", "--dry-run"],
+    "label": ["--images", "--manifest", "--output", "--retry-failed", "--dry-run", "--part"],
     "run": ["--images", "--manifest", "--output", "--config", "--rounds", "--truth", "--gpus"],
     "train": ["--output", "--config", "--workers", "--gpus", "--resume", "--restart"],
     "reinfer": ["--output", "--network", "--images", "--manifest", "--workers", "--retry-failed"],
@@ -31,6 +31,9 @@ FLAGS = {
     "export-network": ["--to"],
     "export": ["--to", "--what", "--stage", "mask", "confidence", "overlay", "cutout"],
     "evaluate": ["--output", "--truth", "--truth-format", "--stage", "--no-normalise", "voc"],
+    "manifest": ["--images", "--manifest", "--output"],
+    "verify": ["--stage", "--images", "--network"],
+    "doctor": ["--address", "--network", "--config"],
     "report": ["--cards"],
     "demo": ["--output"],
 }
@@ -245,6 +248,20 @@ def test_a_dry_run_says_what_would_be_done(call, corpus, settings_file, finished
     said = "7 images: 4 labelled, 3 failed, {} to do, into "
     assert call(*words, finished.path)[1].startswith(said.format(0))
     assert call(*words, finished.path, "--retry-failed")[1].startswith(said.format(3))
+
+
+def test_images_are_taken_in_once_and_shared(call, corpus, settings_file, tmp_path):
+    label = ["label", corpus, "--config", settings_file, "--output", tmp_path / "out"]
+    said = refusal(call(*label, "--part", "1/2"))
+    assert "has no images yet" in said
+    assert f"saff manifest --images {corpus} --output {tmp_path}/out" in said
+    assert not (tmp_path / "out").exists()
+    assert "a share is i/n" in refusal(call(*label, "--part", "3/2"))
+    take_in = ["manifest", corpus, "--output", tmp_path / "out"]
+    assert call(*take_in) == (0, "", "7 new images; 4 parts\n")
+    assert call(*take_in) == (0, "", "0 new images; 4 parts\n")
+    lefts = [call(*label, "--part", f"{k}/2", "--dry-run", "--sample", 0)[1] for k in (1, 2)]
+    assert [text.partition(" images")[0] for text in lefts] == ["4", "3"]
 
 
 def test_a_run_that_is_done_does_nothing(call, corpus, settings_file, finished, monkeypatch):

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from saff import storage
 from saff.errors import SettingsError
+from saff.ids import Ids
 from saff.storage import (
     MANIFEST,
     PSEUDO_LABELS,
@@ -686,3 +687,31 @@ def test_images_inside_the_output_are_images(tmp_path, images):
     fill(tmp_path / images, ["a.png", "b/c.png"])
     for added in (2, 0):
         assert extend_manifest(output, list_images(str(tmp_path / images))) == added
+
+
+def test_a_folder_is_listed_in_the_order_of_its_ids(tmp_path):
+    names = [
+        "a.jpg",
+        "a/b.jpg",
+        "a-b/c.jpg",
+        "a0.jpg",
+        "b/a/x.jpg",
+        "b/a.jpg",
+        "b/a!/y.jpg",
+        "ü.jpg",
+    ]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert [row["image_id"] for row in list_images(str(tmp_path))] == sorted(names)
+
+
+def test_ids_are_known_named_and_named_twice():
+    ids = Ids()
+    ids.know(["a", "b", "a"])
+    assert [ids.name(i) for i in ("b", "c", "ü/x", "a")] == [False, True, True, False]
+    for again in ("a", "c"):
+        with pytest.raises(KeyError):
+            ids.name(again)
+    assert Ids().name("a")  # each has a table of its own
