@@ -786,7 +786,7 @@ def _load_run(output: Folder) -> dict[str, Any] | None:
         return None
     try:
         run = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{output.uri}/run.json is damaged: {error}") from error
     if not isinstance(run, dict):
         raise SettingsError(f"{output.uri}/run.json is damaged: expected a JSON object")

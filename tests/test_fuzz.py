@@ -30,7 +30,7 @@ from saff.storage import (
 
 KINDS = {"empty", "not_an_image", "unsupported", "truncated", "corrupt", "no_pixels"}
 KINDS |= {"too_many_pixels"}
-MOST_PIXELS = 10_000
+MOST_PIXELS = 21 * 34  # as many as the pictures have
 MOST_MEMORY = 150_000_000  # bytes; a bomb that is decoded takes more than its 300 MB
 PEAK = Path("/proc/self/clear_refs")  # Linux: writing 5 forgets the highest memory so far
 fuzz = settings(

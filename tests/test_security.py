@@ -1,6 +1,7 @@
 """What docs/security.md promises: data from others is read, never run, and no secret is stored."""
 
 import ast
+import errno
 import http.server
 import io
 import json
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 # Importing it registers it with Arrow, as in every worker.
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
@@ -386,13 +388,47 @@ def test_columns_that_do_not_fit_are_named(tmp_path):
     assert "its footer does not count the errors" in refused(count_rows, folder, "s")
 
 
-def test_the_storages_own_errors_are_not_called_damage(tmp_path):
+def test_text_that_is_none_is_told(tmp_path):
+    table = pa.table({"image_id": ["plain-text"]})
+    pq.write_table(table, tmp_path / "s", compression="none", write_statistics=False)
+    content = (tmp_path / "s").read_bytes().replace(b"plain-text", b"plain-\xff\xfext")
+    (tmp_path / "s").write_bytes(content)
     folder = Folder.at(str(tmp_path))
-    with pytest.raises(FileNotFoundError):
-        list(read_rows(folder, "none.parquet"))
-    (tmp_path / "folder.parquet").mkdir()
-    with pytest.raises(IsADirectoryError):
-        count_rows(folder, "folder.parquet")
+    for reader in (
+        lambda: list(read_rows(folder, "s")),
+        lambda: read_column(folder, "s", "image_id"),
+    ):
+        assert f"{tmp_path}/s is damaged" in refused(reader)
+
+
+class Failing(MemoryFileSystem):
+    """A storage that opens files and then fails with ``error``."""
+
+    protocol = "failing"
+    error: Exception
+
+    def _open(self, path, mode="rb", **options):
+        file = super()._open(path, mode, **options)
+        file.read = self.fail
+        return file
+
+    def fail(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "no answer"), ConnectionError("reset"), RuntimeError("throttled")]
+)
+def test_the_storages_own_errors_are_not_called_damage(run_copy, monkeypatch, error):
+    name = (run_copy / "manifest").names(".parquet")[0]
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    fs = Failing(skip_instance_cache=True)
+    fs.pipe_file(f"/run/{name}", (run_copy / "manifest").read(name))
+    fs.error = error
+    for reader in (lambda f: list(read_rows(f, name)), lambda f: count_rows(f, name)):
+        with pytest.raises(type(error), match=str(error.args[-1])) as caught:
+            reader(Folder(fs, "/run"))
+        assert not isinstance(caught.value, cli.SettingsError)
 
 
 # Sizes

@@ -36,7 +36,7 @@ import saff
 from saff.cluster.parts import plan, start_ray
 from saff.config import Config
 from saff.errors import SettingsError
-from saff.labeling import label_image, load_models
+from saff.labeling import label_image
 from saff.retries import at_once
 from saff.storage import Folder, is_local, reaching, read_run
 from saff.threads import single_thread
@@ -652,7 +652,7 @@ def check_models(nodes: Sequence[Node], config: Config, network: str | None) -> 
 def use_models(config: Config, network: str | None) -> float:
     """Load the models and label a small image with them; gives the seconds it took."""
     start = time.perf_counter()
-    label_image(np.zeros((32, 32, 3), np.uint8), config, load_models(config))
+    label_image(np.zeros((32, 32, 3), np.uint8), config)
     if network:
         load_trained(Folder.at(network))
     return time.perf_counter() - start

