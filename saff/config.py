@@ -301,7 +301,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"the configuration is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"the configuration must be a JSON object, got {type(values).__name__}")
