@@ -29,7 +29,8 @@ demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays
 test: $(INSTALLED) ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
-chaos: $(INSTALLED) ## 100 seeded schedules of faults; half an hour
+chaos: $(INSTALLED) ## faults one by one, then 100 seeded schedules of them; an hour
+	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 	$(BIN)/python tests/chaos.py --schedules 100
 
 lint: $(INSTALLED) ## check style and formatting, change nothing

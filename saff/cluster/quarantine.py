@@ -8,9 +8,11 @@ machines that are taken away seldom meet the same image.
 """
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from saff.storage import Folder
+from saff.storage import Folder, is_local
 
 FOLDER = ".begun"  # of a stage: a note for each part that is worked on
 MOST_DEATHS = 3  # of processes at one image
@@ -98,3 +100,6 @@ def tidy(stage: Folder) -> None:
     folder = stage / FOLDER
     for part in folder.names(""):
         folder.remove(part)
+    if is_local(folder.fs):
+        with suppress(FileNotFoundError):
+            os.rmdir(folder.path)
