@@ -40,7 +40,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        bucket = work / "server" / chaos.BUCKET
+        bucket = work / "server" / "buckets" / chaos.BUCKET
         bucket.mkdir(parents=True)
         if args.images:
             shutil.copytree(args.images, bucket / "photos")
