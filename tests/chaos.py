@@ -348,7 +348,6 @@ class Run:
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False},
-            shutdown_at_exit=False,
         )
         os.environ["RAY_ADDRESS"] = self.cluster.address
         self.lost_head = False
@@ -414,6 +413,9 @@ def run_schedule(seed: int, world: World) -> dict[str, Any]:
         proxy.rate = 0
     if plan.rate:
         run.struck["storage"] += 1
+    counts = compare(run.home / "pseudo_labels", world.expected)
+    if plan.where == "local":
+        subprocess.run(["umount", "--lazy", str(run.home)], check=True)
     return {
         "seed": seed,
         "where": plan.where,
@@ -426,7 +428,7 @@ def run_schedule(seed: int, world: World) -> dict[str, Any]:
         "unfinished": int(not done),
         "hung": run.hung,
         "half_written": run.watch.half_written,
-        **compare(run.home / "pseudo_labels", world.expected),
+        **counts,
         "seconds": round(time.monotonic() - start, 1),
     }
 
@@ -477,6 +479,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the summary and every schedule")
     options = parser.parse_args()
     start_apart()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what it has started
     found = []
     with world() as shared:
         os.environ["RAY_TMPDIR"] = str(shared.folder)
