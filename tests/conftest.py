@@ -25,6 +25,7 @@ os.environ["SAFF_STORAGE_PATIENCE"] = "0"  # a storage that refuses does so at o
 ACCESS_KEY, SECRET_KEY = "an-access-key-for-tests", "a-secret-key-for-tests"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """With several workers (`-n 2`), clusters are started by one of them, one after the other."""
     for item in items:
