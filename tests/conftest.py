@@ -25,14 +25,6 @@ os.environ["SAFF_STORAGE_PATIENCE"] = "0"  # a storage that refuses does so at o
 ACCESS_KEY, SECRET_KEY = "an-access-key-for-tests", "a-secret-key-for-tests"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """With several workers (`-n 2`), clusters are started by one of them, one after the other."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def small():
     """Settings that label a small photograph in well under a tenth of a second."""
