@@ -12,6 +12,7 @@ import typer
 from saff import __version__, config as settings, evaluation, results, verification
 from saff.config import Config
 from saff.errors import SettingsError
+from saff.progress import PATIENCE
 from saff.storage import (
     Folder,
     extend_manifest,
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 
 
-MINUTES = 60.0  # of patience; saff.cluster.parts.PATIENCE
+MINUTES = PATIENCE / 60
 PARTS_FOR_RAY = 512  # beyond, even small parts take longer than Ray's start
 
 
@@ -177,14 +178,10 @@ def label(
     folder, origin = Folder.at(output), Folder.at(given).uri
     from saff import cluster  # Ray takes seconds to import; a mistake above is told at once
 
-    share = cluster.Share.read(part)
-
+    share, job = cluster.Share.read(part), (origin, rows, folder, chosen)
     if dry_run:
         said = cluster.preview(
-            origin,
-            rows,
-            folder,
-            chosen,
+            *job,
             retry_failed=retry_failed,
             share=share,
             sample=sample,
@@ -195,13 +192,7 @@ def label(
         return
     typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
     done = cluster.label_corpus(
-        origin,
-        rows,
-        folder,
-        chosen,
-        retry_failed=retry_failed,
-        share=share,
-        patience=60 * patience,
+        *job, retry_failed=retry_failed, share=share, patience=60 * patience
     )
     typer.echo(f"done: {done}", err=True)
     if done.failed:

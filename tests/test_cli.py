@@ -40,22 +40,6 @@ FLAGS = {
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Call ``saff`` as from a shell, in this process: exit code, standard output and error."""
-
-    def saff_command(*words):
-        monkeypatch.setattr(sys, "argv", ["saff", *map(str, words)])
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return saff_command
-
-
-@pytest.fixture
 def settings_file(tmp_path):
     path = tmp_path / "small.json"
     path.write_text('{"encoder_side": 64, "superpixel_count": 60}')

@@ -18,7 +18,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.cluster_utils import Cluster
 
 import saff
-from saff import cli, config
+from saff import config
 from saff.cluster import doctor
 from saff.cluster.doctor import Answer, Finding, Gpus, Node, Store, Threads, Times, Versions
 from saff.errors import SettingsError
@@ -352,12 +352,12 @@ def test_something_that_is_not_ray_is_given_up(port):
         doctor.reach(f"127.0.0.1:{port}", seconds=2)
 
 
-def test_the_command_says_what_is_wrong_and_exits_1(monkeypatch, capsys, tmp_path, port):
+def test_the_command_says_what_is_wrong_and_exits_1(call, monkeypatch, tmp_path, port):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_bytes(b"")
     with socket.create_server(("0.0.0.0", 0)) as closed:
         free = closed.getsockname()[1]
-    code, out, _ = call(monkeypatch, capsys, tmp_path / "file", "--address", f"127.0.0.1:{free}")
+    code, out, _ = call("doctor", tmp_path / "file", "--address", f"127.0.0.1:{free}")
     assert code == 1
     upload, storage, cluster = out.splitlines()
     assert upload.startswith("ok    upload: ray job submit --working-dir . would send ")
@@ -365,24 +365,12 @@ def test_the_command_says_what_is_wrong_and_exits_1(monkeypatch, capsys, tmp_pat
     assert cluster.startswith(f"WRONG cluster: nothing answers at 127.0.0.1:{free} (")
 
 
-def test_the_address_may_be_in_the_environment(monkeypatch, capsys, tmp_path):
+def test_the_address_may_be_in_the_environment(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
-    code, out, _ = call(monkeypatch, capsys)
+    code, out, _ = call("doctor")
     assert code == 1
     assert "WRONG cluster: the address is ray://127.0.0.1:10001" in out
-
-
-def call(monkeypatch, capsys, *words):
-    """Call ``saff doctor`` as from a shell: exit code, standard output and error."""
-    monkeypatch.setattr(sys, "argv", ["saff", "doctor", *map(str, words)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 # A cluster
@@ -416,13 +404,13 @@ def cluster():
 
 
 @pytest.mark.ray
-def test_a_cluster_of_two_nodes(cluster, small, monkeypatch, capsys, tmp_path):
+def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
     output = tmp_path / "run"
     words = (output, "--address", cluster.address, "--config", "small.json")
 
-    code, out, _ = call(monkeypatch, capsys, *words)
+    code, out, _ = call("doctor", *words)
     lines = out.splitlines()
     assert all(line.startswith("ok    ") for line in lines), out
     assert code == 0
@@ -469,7 +457,7 @@ def test_a_cluster_of_two_nodes(cluster, small, monkeypatch, capsys, tmp_path):
     cores = doctor.cores()
     cluster.add_node(num_cpus=cores + 1, num_gpus=torch.cuda.device_count() + 1)
     cluster.wait_for_nodes()
-    code, out, _ = call(monkeypatch, capsys, *words)
+    code, out, _ = call("doctor", *words)
     wrong = [line for line in out.splitlines() if line.startswith("WRONG ")]
     assert code == 1
     assert [line.partition(": node ")[0] for line in wrong] == ["WRONG CPUs", "WRONG GPUs"]
@@ -478,8 +466,8 @@ def test_a_cluster_of_two_nodes(cluster, small, monkeypatch, capsys, tmp_path):
     ray.shutdown()
 
 
-def test_the_configuration_is_read_first(monkeypatch, capsys):
-    code, out, error = call(monkeypatch, capsys, "--config", "nonsense")
+def test_the_configuration_is_read_first(call):
+    code, out, error = call("doctor", "--config", "nonsense")
     assert (code, out) == (2, "")
     assert error.startswith("saff: no configuration 'nonsense'; known: ")
     assert "default" in config.NAMED

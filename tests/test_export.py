@@ -79,14 +79,12 @@ def small(tmp_path, request):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call):
     """Call ``saff export-network``: exit code, standard error."""
 
     def command(*words):
-        monkeypatch.setattr(sys, "argv", ["saff", "export-network", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, capsys.readouterr().err
+        code, _, err = call("export-network", *words)
+        return code, err
 
     return command
 

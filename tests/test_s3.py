@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saff import cli
 from saff.cluster import LabelPart, describe_run, label_row, plan
 from saff.cluster.predictions import PredictPart
 from saff.config import Inference, Training
@@ -299,17 +297,6 @@ def test_an_image_that_was_replaced_has_no_overlay(in_bucket, photos, tmp_path, 
 
 
 # Refusals
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    def saff_command(*words):
-        monkeypatch.setattr(sys, "argv", ["saff", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return saff_command
 
 
 def each_command(bucket, tmp_path):

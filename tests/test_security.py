@@ -9,7 +9,6 @@ import pickle
 import shutil
 import socketserver
 import struct
-import sys
 import threading
 import traceback
 import zlib
@@ -73,14 +72,12 @@ def tells(text):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call):
     """Run a command that is to fail: exit code and what it printed, ``call("label", ...)``."""
 
     def saff_command(*words):
-        monkeypatch.setattr(sys, "argv", ["saff", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, "".join(capsys.readouterr())
+        code, out, err = call(*words)
+        return code, out + err
 
     return saff_command
 

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from saff import cli
 from saff.cluster import map_parts
 from saff.cluster.labels import encode_label
 from saff.cluster.predictions import PredictPart, describe_predictions, encode_prediction
@@ -582,14 +581,8 @@ def test_a_digest_tells_shapes_and_columns_apart():
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    def saff_command(*words):
-        monkeypatch.setattr(sys, "argv", ["saff", "verify", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, *capsys.readouterr()
-
-    return saff_command
+def call(call):
+    return partial(call, "verify")
 
 
 def test_the_command_ends_with_0_1_or_2(call, finished, run_copy, tmp_path):

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from rich.filesize import decimal
+
 from saff.cluster.labels import describe_run, label_row
 from saff.cluster.parts import WHOLE, Share, plan
 from saff.config import Config
+from saff.labeling import load_models
 from saff.progress import duration
 from saff.storage import Folder, Row, is_claimed, new_rows, reaching, read_bytes, read_rows, telling
 
@@ -64,7 +67,7 @@ def measure(rows: Sequence[Row], config: Config) -> Sample:
     sample : Sample
         Images that fail count as they are: a run meets them, too.
     """
-    label_row(**rows[0], config=config)  # loads the models
+    load_models(config)
     seconds = read = written = 0.0
     for row in rows:
         start = time.perf_counter()
@@ -85,27 +88,20 @@ def told(sample: Sample, left: int, cpus: int, price: float | None) -> str:
     at $0.02 per CPU-hour: $2.78
     """
     hours = sample.seconds * left / HOUR
+    read, written, all_read, all_written = (
+        decimal(round(size * images))
+        for images in (1, left)
+        for size in (sample.read, sample.written)
+    )
     lines = [
-        f"{sample.images:,} images here, on one core: {sample.seconds:.2f} s, "
-        f"{size(sample.read)} read and {size(sample.written)} written an image",
+        f"{sample.images:,} images here, on one core: {sample.seconds:.2f} s, {read} read and "
+        f"{written} written an image",
         f"all of it: {hours:,.1f} CPU-hours, {duration(hours * HOUR / cpus)} on {cpus:,} CPUs; "
-        f"{size(sample.read * left)} read, {size(sample.written * left)} written",
+        f"{all_read} read, {all_written} written",
     ]
     if price is not None:
         lines.append(f"at ${price:g} per CPU-hour: ${hours * price:,.2f}")
     return "\n".join(lines)
-
-
-def size(count: float) -> str:
-    """Show a number of bytes in the largest unit of which it is at least one.
-
-    >>> size(12), size(3.4e6), size(2e13)
-    ('12 bytes', '3.4 MB', '20.0 TB')
-    """
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def preview(

@@ -12,7 +12,6 @@ from saff import images
 from saff.arrays import Image
 from saff.backends import identity
 from saff.cluster.parts import (
-    PATIENCE,
     WHOLE,
     Plan,
     Share,
@@ -27,6 +26,7 @@ from saff.cluster.quarantine import tidy
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.labeling import LabeledImage, label_image, load_models
+from saff.progress import PATIENCE
 from saff.storage import (
     PSEUDO_LABELS,
     Folder,
@@ -159,11 +159,12 @@ def label_corpus(
         If the output belongs to another run or a setting cannot work, and nothing was started; or
         nothing was done for too long.
     """
+    run = describe_run(source, config)
+    if share != WHOLE:
+        refuse_empty(output, source)
+    claim(output, run)
     if share == WHOLE:
-        claim(output, describe_run(source, config))
         extend_manifest(output, rows)
-    else:
-        take_share(output, describe_run(source, config))
     todo = plan(output, retry_failed=retry_failed, share=share)
     if todo.parts:
         start_ray()
@@ -175,8 +176,8 @@ def label_corpus(
     return plan(output, share=share)
 
 
-def take_share(output: Folder, run: Row) -> None:
-    """Bind an output to a run whose images were taken in before, by ``saff manifest``.
+def refuse_empty(output: Folder, source: str) -> None:
+    """Refuse to do a share of a run whose images were not taken in before, by ``saff manifest``.
 
     Several jobs that listed the images at the same time would not agree on the parts.
     """
@@ -185,6 +186,5 @@ def take_share(output: Folder, run: Row) -> None:
     if not parts:
         raise SettingsError(
             f"{output.uri} has no images yet, and a share takes none in; first, once: "
-            f"saff manifest --images {run['source']} --output {output.uri}"
+            f"saff manifest --images {source} --output {output.uri}"
         )
-    claim(output, run)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -29,12 +28,11 @@ from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import watched
 from saff.errors import SettingsError
 from saff.images import ImageError
-from saff.progress import Progress
+from saff.progress import PATIENCE, Progress
 from saff.retries import at_once
 from saff.storage import (
     Folder,
     Row,
-    asked,
     count_rows,
     each,
     is_local,
@@ -48,7 +46,6 @@ from saff.storage import (
 MACHINES_FAULT = (OSError, MemoryError, torch.OutOfMemoryError, SettingsError)
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
-PATIENCE = 3600.0  # seconds; a part of large images on a slow core takes half an hour
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
 
 
@@ -304,12 +301,8 @@ def plan(
         [name for name in folder.names(".parquet") if share.holds(name)]
         for folder in (manifest, shards)
     )
-    wanted = dict(
-        zip(names, each(partial(asked, output.fs, count_rows, manifest), names), strict=True)
-    )
-    found = dict(
-        zip(there, each(partial(asked, output.fs, count_rows, shards), there), strict=True)
-    )
+    wanted = dict(zip(names, each(count_rows, manifest, names), strict=True))
+    found = dict(zip(there, each(count_rows, shards, there), strict=True))
     missing = [n for n in names if n not in found]
     again = [n for n in names if n in found and found[n][1]] if retry_failed else []
     return Plan(

@@ -8,13 +8,14 @@ import numpy as np
 
 from saff import metrics, results
 from saff.cluster.labels import label_corpus
-from saff.cluster.parts import PATIENCE, map_parts, start_ray
+from saff.cluster.parts import map_parts, start_ray
 from saff.cluster.predictions import predict_corpus
 from saff.cluster.refinement import refine_corpus
 from saff.cluster.training import scale as workers_of, train_network
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
+from saff.progress import PATIENCE
 from saff.rows import decode_map
 from saff.storage import Folder, Row, read_rows
 

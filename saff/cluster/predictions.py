@@ -17,7 +17,6 @@ from saff import images
 from saff.arrays import Image, PixelMap
 from saff.cluster.parts import (
     MACHINES_FAULT,
-    PATIENCE,
     Plan,
     Stage,
     count_done,
@@ -31,6 +30,7 @@ from saff.cluster.parts import (
 from saff.cluster.quarantine import tidy
 from saff.config import Inference
 from saff.inference import predict_many, to_working_size
+from saff.progress import PATIENCE
 from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest, with_digest
 from saff.trained import load_trained
 

@@ -9,7 +9,6 @@ import saff
 from saff.arrays import Image
 from saff.backends import identity
 from saff.cluster.parts import (
-    PATIENCE,
     Plan,
     Stage,
     count_done,
@@ -22,6 +21,7 @@ from saff.cluster.predictions import encode_prediction
 from saff.cluster.quarantine import tidy
 from saff.config import Config
 from saff.labeling import load_models, spread_map
+from saff.progress import PATIENCE
 from saff.rows import decode_map
 from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run, with_digest
 

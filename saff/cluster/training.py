@@ -24,11 +24,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saff.cluster.parts import PATIENCE, gpus_to_use, start_ray
+from saff.cluster.parts import gpus_to_use, start_ray
 from saff.cluster.watchdog import StalledError, stalled
 from saff.config import Training
 from saff.errors import SettingsError
-from saff.progress import Progress
+from saff.progress import PATIENCE, Progress
 from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
 from saff.storage import Folder, read_run
 from saff.trained import NetworkFolder, describe, start_network
@@ -302,9 +302,7 @@ def stream(loader: Loader, start: int) -> Iterator[Batch]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    numbers = [
-        {"id": number} for number in range(steps)
-    ]  # a range would be read by tasks of its own
+    numbers = [{"id": number} for number in range(steps)]  # a range is read by tasks of its own
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the cache is
     rows = ray.data.from_items(numbers, override_num_blocks=-(-steps // STEPS_PER_TASK)).map(
         Feed(loader, start),

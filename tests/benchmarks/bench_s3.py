@@ -46,7 +46,7 @@ def main():
             shutil.copytree(args.images, bucket / "photos")
         else:
             photographs(bucket / "photos")
-        with chaos.serve_s3(work / "server") as endpoint:
+        with chaos.serve_s3(work / "server", "--dir-cache-time", "1s") as endpoint:
             os.environ.update(chaos.ENVIRONMENT | {"AWS_ENDPOINT_URL": endpoint})
             runs = [
                 take_in(bucket / "photos", work / "run", args.count),
