@@ -109,7 +109,8 @@ def memory(what):
 @pytest.mark.skipif(not PEAK.exists(), reason="the peak of memory is read from Linux's /proc")
 def test_the_bound_on_memory_holds():
     with pytest.raises(AssertionError), bounded_memory():
-        np.ones(MOST_MEMORY + 50_000_000, np.uint8).sum()
+        # far more: Linux may take cold pages back meanwhile
+        np.ones(4 * MOST_MEMORY, np.uint8).sum()
 
 
 # Images
