@@ -11,15 +11,16 @@ import typer
 
 from saff import __version__, config as settings, evaluation, results, verification
 from saff.config import Config
-from saff.errors import SettingsError
+from saff.errors import SettingsError, printable
 from saff.progress import PATIENCE
 from saff.storage import (
+    NO_FILE,
     Folder,
+    asked,
     extend_manifest,
     list_images,
     locate,
     reaching,
-    read_bytes,
     read_manifest,
     read_run,
 )
@@ -113,12 +114,14 @@ def read_config(name: str) -> Config:
     if name in settings.NAMED:
         return settings.NAMED[name]()
     fs, path = locate(name)
-    if not fs.isfile(path):
-        raise SettingsError(
-            f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
-        )
     with reaching(name):
-        return settings.from_json(read_bytes(name).decode("utf-8", "replace"))
+        try:
+            text: bytes = asked(fs, fs.cat_file, path)
+        except NO_FILE:
+            raise SettingsError(
+                f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
+            ) from None
+        return settings.from_json(text.decode("utf-8", "replace"))
 
 
 def only_source(*given: str | None) -> str:
@@ -617,6 +620,20 @@ def doctor(
     ] = None,
     network: NetworkOption = None,
     config: ConfigOption = "default",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers that a stage is to have: enough room?")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that a stage is to have, one a worker.")
+    ] = None,
+    start_nodes: Annotated[
+        bool,
+        typer.Option(
+            "--start-nodes",
+            help="On a cluster that grows, start a CPU node, and a GPU node if --gpus, and check "
+            "them too; waits 15 minutes at most.",
+        ),
+    ] = False,
 ) -> None:
     """Check what a run needs, on every node: versions, storage, models, threads, GPUs and more.
 
@@ -629,7 +646,16 @@ def doctor(
     from saff.cluster.doctor import examine
 
     well = True
-    for finding in examine(output, address=address, config=chosen, network=network):
+    found = examine(
+        output,
+        address=address,
+        config=chosen,
+        network=network,
+        workers=workers,
+        gpus=gpus,
+        start_nodes=start_nodes,
+    )
+    for finding in found:
         typer.echo(str(finding))
         well = well and finding.ok
     if not well:
@@ -672,5 +698,5 @@ def explain(program: Callable[[], None]) -> None:
     try:
         program()
     except SettingsError as error:
-        print(f"saff: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"saff: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)

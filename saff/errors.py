@@ -11,3 +11,12 @@ class WeightsError(SettingsError):
 
 class StorageError(SettingsError):
     """A storage with no space left; what was written before stays, nothing is written half."""
+
+
+def printable(text: str) -> str:
+    r"""Give one line that cannot steer a terminal, whatever names of strangers it holds.
+
+    >>> print(printable("no image at \x1b[2J ü.jpg"))
+    no image at \x1b[2J ü.jpg
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -17,11 +17,10 @@ from saff import metrics
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
 from saff.rows import decode_map
-from saff.storage import Folder, Row, is_local, reaching, read_rows, read_run
+from saff.storage import NO_FILE, Folder, Row, is_local, reaching, read_all_rows, read_run, telling
 
 TruthFormat: TypeAlias = Literal["voc", "binary"]
 COLUMNS = ["image_id", "height", "width", "confidence"]
-NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class EvaluatePart:
         masks = Folder.at(self.truth)
         evaluation = Evaluation(normalise=self.normalise)
         failed = without_truth = 0
-        for image in read_rows(self.shards, row["part"], COLUMNS):
+        for image in read_all_rows(self.shards, row["part"], COLUMNS):
             if image["confidence"] is None:
                 failed += 1
                 continue
@@ -58,9 +57,10 @@ class EvaluatePart:
             if data is None:
                 without_truth += 1
                 continue
+            confidence = decode_map(image, "confidence")
             try:
                 mask, valid = metrics.read_truth(data, self.truth_format)
-                evaluation.add(decode_map(image, "confidence"), mask, valid)
+                evaluation.add(confidence, mask, valid)
             except ValueError as error:
                 raise SettingsError(f"mask {name} of {self.truth}: {error}") from error
         return {
@@ -85,7 +85,7 @@ def read_mask(masks: Folder, image_id: str, truth: str) -> tuple[str, bytes | No
     """
     stem = os.path.splitext(image_id)[0]
     for name in dict.fromkeys((f"{stem}.png", f"{PurePosixPath(stem).name}.png")):
-        with reaching(f"mask {name} of {truth}"):
+        with telling(f"mask {name} of {truth}"):
             try:
                 return name, masks.read(name)
             except NO_FILE:

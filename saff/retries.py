@@ -1,9 +1,11 @@
 """Storages that are busy for a moment are asked again, for minutes, before a job gives up.
 
 The clients have retries of their own, a few within seconds.  These are for what lasts longer: a
-throttled prefix, a server that restarts, credentials of a role that are late.
+throttled prefix, a server that restarts, credentials of a role that are late.  Where a person
+waits, who may have named a wrong place, it is seconds.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 PATIENCE = "SAFF_STORAGE_PATIENCE"  # environment variable: seconds, of each request
 SECONDS = 600.0  # without that variable
+BRIEF = 10.0  # seconds that a person waits to hear that a place does not answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds, drawn at random up to a bound that doubles
 FINAL = (  # what no repetition mends
     FileNotFoundError,
@@ -26,19 +29,29 @@ FINAL = (  # what no repetition mends
     TypeError,
     NotImplementedError,
 )
+BUSY = {408, 425, 429}  # status of a web server: time-out, too early, too many requests
+BAD_ADDRESS = "BadAddress"
+FINAL_CODES = frozenset({*range(400, 500)} - BUSY) | {
+    "InvalidObjectState",  # in an archive
+    "InvalidRequest",  # encrypted with a key of somebody else's
+    "KeyTooLongError",
+    BAD_ADDRESS,
+}
+UNAUTHORISED = 401  # credentials that are missing, not an image
+REFUSE_ADDRESS = ("ParamValidationError", "InvalidURL", "InvalidUrlClientError")  # of clients
 
 Found = TypeVar("Found")
-_at_once: ContextVar[bool] = ContextVar("at_once", default=False)
+_limit: ContextVar[float] = ContextVar("limit", default=math.inf)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Do not ask again while the block runs: a person waits, and may have named a wrong place."""
-    token = _at_once.set(True)
+def patience_of(seconds: float) -> Iterator[None]:
+    """Ask again for so many seconds at most while the block runs; 0: not at all."""
+    token = _limit.set(min(seconds, _limit.get()))
     try:
         yield
     finally:
-        _at_once.reset(token)
+        _limit.reset(token)
 
 
 def patiently(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Found:
@@ -60,13 +73,11 @@ def patiently(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Fou
     ------
     Exception
         What ``ask`` raised: at once if no repetition mends it, otherwise after
-        ``SAFF_STORAGE_PATIENCE`` seconds (600).
+        ``SAFF_STORAGE_PATIENCE`` seconds (600), or those of :func:`patience_of` if they are fewer.
     """
-    if _at_once.get():
-        return ask(*arguments, **options)
     again = Retrying(
         retry=retry_if_exception(may_pass),
-        stop=stop_after_delay(float(os.environ.get(PATIENCE, SECONDS))),
+        stop=stop_after_delay(min(float(os.environ.get(PATIENCE, SECONDS)), _limit.get())),
         wait=wait_random_exponential(FIRST_PAUSE, LONGEST_PAUSE),
         reraise=True,
     )
@@ -75,4 +86,20 @@ def patiently(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Fou
 
 def may_pass(error: BaseException) -> bool:
     """Whether an error of a storage may be gone in a while: throttling, 5xx, resets, time-outs."""
-    return isinstance(error, Exception) and not isinstance(error, FINAL)
+    if not isinstance(error, Exception):
+        return False
+    return code_of(error) not in FINAL_CODES and not isinstance(error, FINAL)
+
+
+def code_of(error: BaseException) -> str | int:
+    """Give the code with which a store explains an error: S3's word, a web server's status, ''."""
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)  # of botocore's errors
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        status = getattr(one, "status", None)  # of aiohttp's errors
+        if isinstance(status, int):
+            return status
+        if type(one).__name__ in REFUSE_ADDRESS:
+            return BAD_ADDRESS
+    return ""

@@ -4,6 +4,7 @@ import hashlib
 
 from saff import images
 from saff.arrays import AnyArray, Image
+from saff.errors import SettingsError
 from saff.storage import Row, read_bytes
 
 
@@ -19,5 +20,17 @@ def original(row: Row) -> Image | None:
 
 
 def decode_map(row: Row, column: str) -> AnyArray:
-    """Decode one of a row's maps; as large as its image, whatever limit the run had."""
-    return images.decode_png(row[column], max_pixels=row["height"] * row["width"])
+    """Decode one of a row's maps; as large as its image, whatever limit the run had.
+
+    Raises
+    ------
+    SettingsError
+        If it is damaged: no fault of the image, but of what is stored.
+    """
+    try:
+        return images.decode_png(row[column], max_pixels=row["height"] * row["width"])
+    except images.ImageError as error:
+        raise SettingsError(
+            f"the {column} of {row['image_id']} is damaged ({error}); saff verify names its shard: "
+            "remove that, and the job that made it makes it again"
+        ) from error

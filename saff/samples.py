@@ -12,8 +12,9 @@ import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +27,13 @@ from saff.arrays import AnyArray
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.rows import decode_map, original
-from saff.storage import Folder, Row, count_rows, read_rows
+from saff.storage import Folder, Row, asked, count_rows, each, read_all_rows
 
 WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
 CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
 GREY = 127  # around an image that is smaller than the crop
-NEEDED = ["uri", "sha256", "height", "width", "confidence", "error_kind"]
+NEEDED = ["image_id", "uri", "sha256", "height", "width", "confidence", "error_kind"]
+TO_SEE = ["image_id", "height", "width", "pseudo_label"]
 MOST_LOOKED_AT = 10_000  # labels among which one must have a foreground
 
 
@@ -82,8 +84,7 @@ def open_corpus(labels: Folder) -> Corpus:
     names = labels.names(".parquet")
     if not names:
         raise SettingsError(f"no labels at {labels.uri}: run saff label first")
-    with ThreadPoolExecutor(16) as pool:
-        counted = list(pool.map(partial(count_rows, labels), names))
+    counted = list(each(count_rows, labels, names))
     usable = [(n, rows - failed) for n, (rows, failed) in zip(names, counted, strict=True)]
     kept = [(n, count) for n, count in usable if count]
     if not kept:
@@ -103,7 +104,7 @@ def open_corpus(labels: Folder) -> Corpus:
 def _any_foreground(corpus: Corpus) -> bool:
     looked = 0
     for part in corpus.parts:
-        for row in read_rows(corpus.labels, part, ["pseudo_label", "height", "width"]):
+        for row in read_all_rows(corpus.labels, part, TO_SEE):
             if row["pseudo_label"] is not None:
                 looked += 1
                 if decode_map(row, "pseudo_label").any():
@@ -205,7 +206,8 @@ class Cache:
                 self._fill(part, path)
 
     def _name(self, part: str) -> str:
-        version = self.labels.fs.checksum(f"{self.labels.path}/{part}")  # another after a retry
+        fs, path = self.labels.fs, f"{self.labels.path}/{part}"
+        version = asked(fs, fs.checksum, path)  # another after a retry
         text = f"{self.labels.uri} {part} {version} {self.side}"
         return hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz"
 
@@ -214,22 +216,25 @@ class Cache:
         draft = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
             with zipfile.ZipFile(draft, "w") as archive:
-                usable = (
-                    row for row in read_rows(self.labels, part, NEEDED) if row["error_kind"] is None
-                )
+                rows = read_all_rows(self.labels, part, NEEDED)
+                usable = (row for row in rows if row["error_kind"] is None)
                 for number, row in enumerate(usable):
                     with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, load(row, self.side), allow_pickle=False)
-            self._make_room(draft.stat().st_size)
+            self._make_room(draft)
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
-    def _make_room(self, size: int) -> None:
-        files = [(f.stat(), f) for f in self.folder.glob("*.npz")]
-        total = size + sum(stat.st_size for stat, _ in files)
+    def _make_room(self, draft: Path) -> None:
+        """Remove the oldest files, drafts of killed processes among them, to keep the limit."""
+        files = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another process has just made room, or is done
+                files.append((path.stat(), path))
+        total = sum(stat.st_size for stat, _ in files)
         for stat, oldest in sorted(files, key=lambda entry: entry[0].st_mtime_ns):
-            if total <= self.limit:
+            if total <= self.limit or oldest == draft:
                 break
             oldest.unlink(missing_ok=True)
             total -= stat.st_size
@@ -241,7 +246,7 @@ def load(row: Row, side: int) -> AnyArray:
     Parameters
     ----------
     row : dict
-        Columns ``uri``, ``sha256``, ``height``, ``width``, ``confidence``.
+        Columns ``image_id``, ``uri``, ``sha256``, ``height``, ``width``, ``confidence``.
     side : int
         Longer images are shrunk to this many pixels.
 

@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count, islice
 from typing import Any
 
@@ -31,7 +32,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from saff.errors import SettingsError, StorageError
 from saff.ids import Ids
-from saff.retries import at_once, patiently
+from saff.retries import BRIEF, code_of, patience_of, patiently
 
 Row = dict[str, Any]
 
@@ -75,6 +76,8 @@ PREDICTIONS = pa.schema(
 )
 
 LOCAL = LocalFileSystem()
+NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+OWN_WORDS = (OSError, MemoryError, ValueError, TypeError, LookupError, pa.ArrowException)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 STAGES = ("pseudo_labels/", "predictions/", "network/", "rounds/", "evaluation/", "report/")
 OWN = ("run.json", "manifest/", *STAGES)  # what a run writes into its output
@@ -83,6 +86,7 @@ SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few 
 PARTS_WANTED = 256  # enough to keep many workers busy to the end
 READERS = 16  # small files read at once
 LOOK_AHEAD = 65_536  # images listed before the size of a part is chosen
+UPLOAD_BYTES = 16 * 2**20  # of a piece of a large object: little is sent again, few are made
 IDS_AT_ONCE = 65_536  # values of one column that a reader takes at once
 TYPES = {field.name: field.type for schema in (MANIFEST, PSEUDO_LABELS) for field in schema}
 # A user name before a web address, or a password before any place; "host:8080/a@b" has neither.
@@ -131,9 +135,9 @@ def _split(uri: str, signed: bool) -> tuple[str, str]:
             f"a URI {protocol}://...@... holds a user name or password, which would be stored; "
             "give credentials in the environment or by the machine's role, and the URI without them"
         )
-    if not signed and _public(uri) != uri:
+    if not signed and public(uri) != uri:
         raise SettingsError(
-            f"{_public(uri)} stands for an address with a query, which may be a signature and "
+            f"{public(uri)} stands for an address with a query, which may be a signature and "
             "would be stored; name a folder or prefix, or list signed addresses of single images "
             "in a manifest"
         )
@@ -146,13 +150,13 @@ def _file_system(protocol: str, uri: str) -> Any:
     try:
         return fsspec.filesystem(protocol)
     except Exception as error:  # every protocol raises its own
-        raise SettingsError(f"cannot open {_public(uri)}: {error}") from error
+        raise SettingsError(f"cannot open {public(uri)}: {error}") from error
 
 
-def _public(uri: str) -> str:
+def public(uri: str) -> str:
     """Leave out of a URI what a message must not repeat: a login, and the query of a web address.
 
-    >>> _public("https://user:password@host/cat.jpg?signature=1")
+    >>> public("https://user:password@host/cat.jpg?signature=1")
     'https://...@host/cat.jpg?...'
     """
     protocol, separator, rest = uri.partition("://")
@@ -169,21 +173,50 @@ def uri_of(fs: Any, path: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a whole file."""
+    """Read a whole file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read; of a signed address the message does not repeat the signature, and its
+        cause is only a code.
+    """
     fs, path = locate(uri, signed=True)
     try:
         data: bytes = asked(fs, fs.cat_file, path)
     except Exception as error:
-        if _public(uri) == uri or isinstance(error, FileNotFoundError | MemoryError):
+        if public(uri) == uri or isinstance(error, FileNotFoundError | MemoryError):
             raise
-        why = getattr(error, "message", "") or type(error).__name__  # its text has the signature
-        raise OSError(f"no access to {_public(uri)}: {why}") from None
+        cause = error.__cause__ or error  # its text has the signature
+        why = getattr(cause, "message", "") or type(cause).__name__
+        raise OSError(f"no access to {public(uri)}: {why}") from Refusal(code_of(error))
     return data
 
 
+class Refusal(Exception):
+    """The code of a store's answer, without its words."""
+
+    def __init__(self, status: str | int) -> None:
+        super().__init__(str(status))
+        self.status = status
+
+
 def asked(fs: Any, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Ask a file system; one that is not this machine's own may need :func:`patiently`."""
-    return (ask if is_local(fs) else partial(patiently, ask))(*arguments, **options)
+    """Ask a file system; one that is not this machine's own may need :func:`patiently`.
+
+    Raises
+    ------
+    OSError
+        Also for errors of a client that are of a kind of its own.
+    """
+    if is_local(fs):
+        return ask(*arguments, **options)
+    try:
+        return patiently(ask, *arguments, **options)
+    except OWN_WORDS:
+        raise
+    except Exception as error:
+        raise OSError(str(error) or type(error).__name__) from error
 
 
 @contextmanager
@@ -205,8 +238,8 @@ def telling(uri: str) -> Iterator[None]:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Be :func:`telling`, and at once: for what a person named, not for a task."""
-    with telling(uri), at_once():
+    """Be :func:`telling`, and soon: for what a person named, not for a task."""
+    with telling(uri), patience_of(BRIEF):
         yield
 
 
@@ -244,7 +277,7 @@ class Folder:
         """Sorted names of the files directly inside but for hidden ones; [] without the folder."""
         self.fs.invalidate_cache()
         try:
-            found = asked(self.fs, self.fs.ls, self.path, detail=False)
+            found = _children(self.fs, self.path)
         except FileNotFoundError:
             return []
         names = (p.rstrip("/").rsplit("/", 1)[-1] for p in found)
@@ -253,7 +286,11 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
         self.fs.invalidate_cache()
-        return bool(asked(self.fs, self.fs.exists, f"{self.path}/{name}"))
+        try:
+            asked(self.fs, self.fs.info, f"{self.path}/{name}")  # fs.exists may swallow any error
+        except NO_FILE:
+            return False
+        return True
 
     def read(self, name: str) -> bytes:
         """Read a whole file."""
@@ -277,27 +314,40 @@ class Folder:
             os.makedirs(parent, exist_ok=True)
             draft = f"{parent}/.{os.path.basename(name)}.{uuid.uuid4().hex}.tmp"
             try:
-                yield draft
-                os.replace(draft, target)  # atomic within a folder
-            except OSError as error:
-                if error.errno not in NO_SPACE:
-                    raise
-                raise StorageError(
-                    f"no space left to write {target}; free some and run the same command again, "
-                    "it continues where it stopped"
-                ) from error
+                with telling_no_space(target):
+                    yield draft
+                    _to_disk(draft)
+                    os.replace(draft, target)  # atomic within a folder
             finally:
                 if os.path.exists(draft):
                     os.remove(draft)
         else:
-            scratch = tempfile.mkdtemp(prefix="saff-")
-            try:
-                draft = f"{scratch}/draft"
+            with telling_no_space(tempfile.gettempdir()), _scratch() as draft:
                 yield draft
                 # an object appears when its upload is complete
-                asked(self.fs, self.fs.put_file, draft, target)
-            finally:
-                shutil.rmtree(scratch)
+                asked(self.fs, _put, self.fs, draft, target)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a whole file that nobody else has written; the same content is no conflict.
+
+        Raises
+        ------
+        FileExistsError
+            If it is there with another content.  Stores that cannot tell overwrite it.
+        """
+        target = f"{self.path}/{name}"
+        with _scratch(self.path if is_local(self.fs) else None) as draft:
+            with telling_no_space(target), open(draft, "wb") as file:
+                file.write(data)
+            try:
+                if is_local(self.fs):
+                    _to_disk(draft)
+                    _link(draft, target)
+                else:
+                    asked(self.fs, _put, self.fs, draft, target, mode="create")
+            except FileExistsError:
+                if self.read(name) != data:  # ours, where an answer was lost and it was asked again
+                    raise
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
@@ -310,6 +360,96 @@ class Folder:
         if is_local(self.fs) and os.path.isdir(self.path):
             for draft in glob.glob(f"{glob.escape(self.path)}/.*.tmp"):
                 os.remove(draft)
+
+
+def _put(fs: Any, draft: str, target: str, **how: str) -> None:
+    """Upload a file; to S3, a large one goes piece by piece."""
+    pieces = {"chunksize": UPLOAD_BYTES} if "s3" in fs.protocol else {}
+    try:
+        fs.put_file(draft, target, **pieces, **how)
+    except FileNotFoundError as error:
+        answer = getattr(error.__cause__, "response", {})
+        if answer.get("Error", {}).get("Code") != "NoSuchUpload":
+            raise
+        # the upload was completed and the answer lost, or it was aborted: begin a new one
+        raise OSError(f"the server no longer knows the upload of {target}") from error
+
+
+def _children(fs: Any, folder: str) -> Iterable[str]:
+    """What is directly inside a folder; of S3, its objects alone, a page of them in memory."""
+    if hasattr(fs, "call_s3"):
+        return _s3_objects(fs, folder, Delimiter="/")
+    found: list[str] = asked(fs, fs.ls, folder, detail=False)
+    fs.invalidate_cache()
+    return found
+
+
+@contextmanager
+def telling_no_space(place: str) -> Iterator[None]:
+    """Turn a full disk into a StorageError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise StorageError(
+            f"no space left to write {place}; free some and run the same command again, it "
+            "continues where it stopped"
+        ) from error
+
+
+def _link(draft: str, target: str) -> None:
+    """Give a file its name if nothing else has it."""
+    try:
+        os.link(draft, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.exists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.replace(draft, target)
+
+
+def _to_disk(path: str) -> None:
+    """Have a file survive a power cut, as its name will."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _scratch(beside: str | None = None) -> Iterator[str]:
+    """Path for a file of this process that is gone afterwards, at the latest when it is missed."""
+    if beside is not None:
+        os.makedirs(beside, exist_ok=True)
+        draft = f"{beside}/.{uuid.uuid4().hex}.tmp"
+        try:
+            yield draft
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(draft)
+        return
+    _remove_leftovers()
+    with tempfile.TemporaryDirectory(prefix=f"saff-{os.getpid()}-") as folder:
+        yield f"{folder}/draft"
+
+
+@cache
+def _remove_leftovers() -> None:
+    """Remove, once, the scratch of processes that are no more: one that is killed leaves it."""
+    for folder in glob.glob(f"{glob.escape(tempfile.gettempdir())}/saff-*-*"):
+        number = os.path.basename(folder).split("-")[1]
+        if number.isdecimal() and _is_gone(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's
+        return False
+    return False
 
 
 # Manifests
@@ -340,9 +480,9 @@ def list_images(source: str) -> Iterator[Row]:
     fs.invalidate_cache()
     with reaching(source):
         paths: Iterable[str]
-        if fs.isdir(path):
+        if asked(fs, fs.isdir, path):
             root, paths = path, _files(fs, path)
-        elif fs.isfile(path):
+        elif asked(fs, fs.isfile, path):
             root, paths = path.rpartition("/")[0], [path]
         elif any(c in path for c in "*?["):
             first = min(path.index(c) for c in "*?[" if c in path)
@@ -372,7 +512,7 @@ def _files(fs: Any, folder: str) -> Iterator[str]:
 
 
 def _matches(fs: Any, pattern: str) -> list[str]:
-    found = fs.glob(pattern, detail=True)
+    found = asked(fs, fs.glob, pattern, detail=True)
     return [p for p in found if fs.isfile(p)] if is_local(fs) else _objects(found)
 
 
@@ -381,10 +521,10 @@ def _objects(found: dict[str, Row]) -> list[str]:
     return [p for p, info in found.items() if info["type"] == "file" and not p.endswith("/")]
 
 
-def _s3_objects(fs: Any, prefix: str) -> Iterator[str]:
+def _s3_objects(fs: Any, prefix: str, **how: str) -> Iterator[str]:
     """Objects below a prefix as S3 lists them, sorted; s3fs itself would collect all of them."""
     bucket, _, key = prefix.partition("/")
-    below = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+    below = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **how}
     page: Row = {"IsTruncated": True}
     while page["IsTruncated"]:
         token = page.get("NextContinuationToken")
@@ -439,9 +579,9 @@ def read_manifest(source: str) -> Iterator[Row]:
     fs, path = locate(source)
     fs.invalidate_cache()
     with reaching(source):
-        if fs.isdir(path):
+        if asked(fs, fs.isdir, path):
             base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
-        elif fs.isfile(path):
+        elif asked(fs, fs.isfile, path):
             base, tables = path.rpartition("/")[0], [path]
         else:
             raise SettingsError(f"no manifest at {source}")
@@ -465,7 +605,7 @@ def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
             for row in chain.from_iterable(batches):
                 if fault := _fault(row, protocols):
                     uri = row["uri"]
-                    shown = _public(uri) if isinstance(uri, str) else uri
+                    shown = public(uri) if isinstance(uri, str) else uri
                     raise SettingsError(
                         f"the manifest {source} has the row image_id={row['image_id']!r}, "
                         f"uri={shown!r}: {fault}"
@@ -553,7 +693,7 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     Raises
     ------
     SettingsError
-        If an id comes twice.
+        If an id comes twice, or another job takes images in at the same time.
     """
     folder = output / "manifest"
     names = folder.names(".parquet")
@@ -566,8 +706,15 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     fresh = chain(buffer, fresh)
     free = (name for name in map(part_name, count(len(names))) if name not in names)
     while part := list(islice(fresh, size)):
-        with folder.replacing(next(free)) as path:
-            pq.write_table(pa.Table.from_pylist(part, MANIFEST), path, compression="zstd")
+        name, stream = next(free), pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(part, MANIFEST), stream, compression="zstd")
+        try:
+            folder.create(name, stream.getvalue().to_pybytes())
+        except FileExistsError:
+            raise SettingsError(
+                f"another job takes images into {output.uri} at this moment: {name} appeared; wait "
+                "until it is done, then run the same command again"
+            ) from None
         added += len(part)
     return added
 
@@ -611,9 +758,14 @@ def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
 def each(read: Callable[[Folder, str], Any], folder: Folder, names: Iterable[str]) -> Iterator[Any]:
     """Read many files of a folder, a few at once, in their order; :func:`asked` for each."""
     names = iter(names)
+    context = copy_context()  # threads have none of their caller's patience by themselves
+
+    def ask(name: str) -> Any:
+        return context.copy().run(asked, folder.fs, read, folder, name)
+
     with ThreadPoolExecutor(READERS) as pool:
         while some := list(islice(names, 4 * READERS)):
-            yield from pool.map(partial(asked, folder.fs, read, folder), some)
+            yield from pool.map(ask, some)
 
 
 def read_column(folder: Folder, name: str, column: str) -> list[Any]:
@@ -669,9 +821,9 @@ def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
             ) from error
 
 
-def read_all_rows(folder: Folder, name: str) -> list[Row]:
+def read_all_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -> list[Row]:
     """Rows of a Parquet file at once, as a task reads them that can wait for its storage."""
-    rows: list[Row] = asked(folder.fs, lambda: list(read_rows(folder, name)))
+    rows: list[Row] = asked(folder.fs, lambda: list(read_rows(folder, name, columns)))
     return rows
 
 
@@ -741,9 +893,14 @@ def claim(output: Folder, run: dict[str, Any]) -> None:
     SettingsError
         If the output belongs to another run, naming the difference, or cannot be written.
     """
-    if not is_claimed(output, run):
-        with reaching(output.uri):
-            output.write("run.json", (json.dumps(run, indent=2) + "\n").encode())
+    if is_claimed(output, run):
+        return
+    with reaching(output.uri):
+        try:
+            output.create("run.json", (json.dumps(run, indent=2) + "\n").encode())
+        except FileExistsError:  # another job was faster
+            if not is_claimed(output, run):
+                raise
 
 
 def is_claimed(output: Folder, run: dict[str, Any]) -> bool:

@@ -22,13 +22,14 @@ import pyarrow.parquet as pq
 
 from saff import images
 from saff.arrays import AnyArray
-from saff.errors import SettingsError
-from saff.evaluation import NO_FILE, one_by_one
+from saff.errors import SettingsError, printable
+from saff.evaluation import one_by_one
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
 from saff.metrics import HALF
 from saff.progress import Progress
 from saff.storage import (
     MANIFEST,
+    NO_FILE,
     PREDICTIONS,
     PSEUDO_LABELS,
     ROWS_PER_GROUP,
@@ -76,7 +77,7 @@ class Faults:
 
     def add(self, line: str, part: str = "") -> None:
         """Take in a fault."""
-        self.first = sorted([*self.first, (part, self.count, printable(line))])[:MOST_FAULTS]
+        self.first = sorted([*self.first, (part, self.count, shown(line))])[:MOST_FAULTS]
         self.count += 1
 
     def merge(self, count: int, first: Iterable[Sequence[Any]]) -> None:
@@ -145,7 +146,7 @@ class Findings:
         faults = counted(self.faults.count, "fault")
         summary = "; ".join([f"{self.uri}: {counted(self.images, 'image')}", *counts, faults])
         commands = [f"to continue, with the settings it has: {c}" for c in self.commands]
-        return self.faults.lines + [printable(line) for line in (summary, *commands)]
+        return self.faults.lines + [shown(line) for line in (summary, *commands)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +184,9 @@ class Verdict:
         return [*lines, f"other content: {counted(self.differing, 'image')}"]
 
 
-def printable(line: str) -> str:
-    """One line that cannot steer a terminal, whatever was stored."""
-    plain = (c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    return "".join(plain)[:MOST_CHARACTERS]
+def shown(line: str) -> str:
+    """Give a line for a person, cut off where it is too long."""
+    return printable(line)[:MOST_CHARACTERS]
 
 
 def counted(count: int, noun: str) -> str:
@@ -599,7 +599,7 @@ def verify(
             return Verdict(found)
         differing, first = catalogue.differing()
         lines = [_difference(image_id, catalogue, outputs, stages) for image_id in first]
-    return Verdict(found, differing, [printable(line) for line in lines])
+    return Verdict(found, differing, [shown(line) for line in lines])
 
 
 def _run_of(output: Folder) -> Row:

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from skimage import data
 
@@ -54,6 +55,39 @@ def corpus(tmp_path_factory, photographs):
     for name, content in BAD.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory):
+    """24 crops of photographs and two files that are no images."""
+    folder = tmp_path_factory.mktemp("crops")
+    sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
+    for number in range(24):
+        source = sources[number % 4]
+        left = 10 * number
+        crop = np.ascontiguousarray(source[: 240 + number, left : left + 280])
+        small = cv2.resize(crop, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        path = folder / f"{number % 3}" / f"photo {number:02} ü.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_png(small))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.jpg").write_bytes(b"<html>not found</html>")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def crop_rows(crops, small):
+    """Rows as they are without any cluster, by image id."""
+    from saff.cluster import label_row
+    from saff.storage import list_images
+
+    return comparable(label_row(r["image_id"], r["uri"], small) for r in list_images(str(crops)))
+
+
+def comparable(rows):
+    rows = [{k: np.asarray(v).tolist() for k, v in row.items()} for row in rows]
+    assert len({r["image_id"] for r in rows}) == len(rows), "an image is there twice"
+    return {r["image_id"]: r for r in rows}
 
 
 @pytest.fixture(scope="session")

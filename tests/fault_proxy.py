@@ -23,11 +23,13 @@ BUSY = {
 }
 RESETS = (
     "reset_before",  # nothing reached the server
+    "request_cut",  # half a request came to the server, as from a client that died
     "reset_within",  # half an answer came
     "answer_lost",  # the server has done what was asked, and nobody hears of it
 )
-KINDS = (*BUSY, *RESETS, "slow")
+KINDS = (*BUSY, *RESETS, "slow", "slow_request")
 SLOW_SECONDS, SLOW_PIECES = 1.0, 8
+CUT_SECONDS = 0.1  # in which the server takes the half before the connections are reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,17 @@ class Request:
     ----------
     method, path : str
         As ``"PUT"`` and ``"/bucket/a key"``.
+    query : str
+        As ``"uploadId=1&partNumber=2"``.
     raw : bytes
-        Head and body, to be sent on.
+        Head and body, or what is to reach the server of them.
     port : int
         The client's own, by which its process can be found.
     """
 
     method: str
     path: str
+    query: str
     raw: bytes
     port: int
 
@@ -119,11 +124,11 @@ class FaultProxy:
         task.add_done_callback(self._open.discard)
         # a client that goes away in the middle is no fault of the proxy
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            request = await _read(reader, writer)
+            head = await reader.readuntil(b"\r\n\r\n")
             self.requests += 1
-            await self._answer(
-                request, _draw(self.seed, self.requests, self.rate, self.kinds), writer
-            )
+            fault = _draw(self.seed, self.requests, self.rate, self.kinds)
+            request = await _read(head, fault == "request_cut", reader, writer)
+            await self._answer(request, fault, writer)
         writer.close()
 
     async def _answer(
@@ -135,8 +140,11 @@ class FaultProxy:
             self.faults[fault] += 1
         if fault == "reset_before":
             return _reset(writer)
-        answer = _refusal(request, *BUSY[fault]) if fault in BUSY else await self._ask(request)
-        if fault == "answer_lost":
+        if fault in BUSY:
+            answer = _refusal(request, *BUSY[fault])
+        else:
+            answer = await self._ask(request, fault)
+        if fault in ("request_cut", "answer_lost"):
             return _reset(writer)
         if fault == "slow":
             await _drip(answer, writer)
@@ -148,10 +156,18 @@ class FaultProxy:
             writer.write(answer)
         await writer.drain()
 
-    async def _ask(self, request: Request) -> bytes:
+    async def _ask(self, request: Request, fault: str | None) -> bytes:
         reader, writer = await asyncio.open_connection(self.server.hostname, self.server.port)
         try:
-            writer.write(request.raw)
+            if fault == "slow_request":
+                await _drip(request.raw, writer)
+            else:
+                writer.write(request.raw)
+            if fault == "request_cut":
+                await writer.drain()
+                await asyncio.sleep(CUT_SECONDS)
+                _reset(writer)
+                return b""
             return await reader.read()
         finally:
             writer.close()
@@ -162,20 +178,28 @@ def _draw(seed: int, number: int, rate: float, kinds: tuple[str, ...]) -> str | 
     return rng.choice(kinds) if rng.random() < rate else None
 
 
-async def _read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request:
-    """Read one request; it is sent on so that the server closes the connection after it."""
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+async def _read(
+    head: bytes, cut: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> Request:
+    """Read what follows a head; it is sent on so that the server closes the connection after it.
+
+    Of a request that is to be cut, half the body is read, or without a body half the head is kept.
+    """
+    first, *lines = head.decode("latin-1").split("\r\n")[:-2]
     fields = {k.strip().lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
     if "transfer-encoding" in fields:
         raise NotImplementedError("a body in chunks: the clients of S3 announce its length")
     if fields.get("expect", "").lower() == "100-continue":
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    body = await reader.readexactly(int(fields.get("content-length", 0)))
+    length = int(fields.get("content-length", 0))
+    body = await reader.readexactly(length // 2 if cut else length)
     kept = [line for line in lines if not line.lower().startswith(("connection:", "expect:"))]
-    head = "\r\n".join([first, *kept, "Connection: close", "", ""]).encode("latin-1")
+    raw = "\r\n".join([first, *kept, "Connection: close", "", ""]).encode("latin-1") + body
+    if cut and not length:
+        raw = raw[: len(raw) // 2]
     method, target, _ = first.split(" ", 2)
-    port = writer.get_extra_info("peername")[1]
-    return Request(method, unquote(urlsplit(target).path), head + body, port)
+    place, port = urlsplit(target), writer.get_extra_info("peername")[1]
+    return Request(method, unquote(place.path), place.query, raw, port)
 
 
 def _refusal(request: Request, status: int, code: str, message: str) -> bytes:
@@ -187,10 +211,10 @@ def _refusal(request: Request, status: int, code: str, message: str) -> bytes:
     return head.encode() + (b"" if request.method == "HEAD" else body)
 
 
-async def _drip(answer: bytes, writer: asyncio.StreamWriter) -> None:
-    size = -(-len(answer) // SLOW_PIECES)
-    for start in range(0, len(answer), size):
-        writer.write(answer[start : start + size])
+async def _drip(message: bytes, writer: asyncio.StreamWriter) -> None:
+    size = -(-len(message) // SLOW_PIECES)
+    for start in range(0, len(message), size):
+        writer.write(message[start : start + size])
         await writer.drain()
         await asyncio.sleep(SLOW_SECONDS / SLOW_PIECES)
 

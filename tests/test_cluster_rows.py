@@ -13,10 +13,13 @@ import fsspec
 import numpy as np
 import PIL.Image
 import pytest
+from aiohttp import ClientResponseError, InvalidURL
+from botocore.exceptions import ParamValidationError
 
 import saff
 from saff import images, saliency, semantic
 from saff.cluster import LabelPart, describe_run, label_row, plan, preview
+from saff.cluster.parts import guarded
 from saff.errors import SettingsError
 from saff.labeling import label_image, load_models
 from saff.storage import (
@@ -200,7 +203,6 @@ class UnlikeOSError(Exception):
         ConnectionError("reset by peer"),
         TimeoutError("no answer"),
         PermissionError("the access key is wrong"),  # not one image's fault in an object store
-        UnlikeOSError("Unable to locate credentials"),
         ValueError("an answer of the storage that makes no sense"),
     ],
     ids=lambda error: type(error).__name__,
@@ -211,6 +213,80 @@ def test_the_storages_fault_is_raised(small, error, monkeypatch):
     with pytest.raises(type(error)) as caught:
         label_row("a.jpg", "flaky://bucket/a.jpg", small)
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("8 GiB"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        cv2.error("no memory"),
+    ],
+    ids=str,
+)
+def test_a_machine_at_its_end_marks_no_image(error):
+    if isinstance(error, cv2.error):
+        error.code = cv2.Error.STS_NO_MEM
+
+    def work(image):
+        raise error
+
+    with pytest.raises(type(error)):
+        guarded(work, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_what_no_python_error_says_is_an_oserror(small, monkeypatch):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    error = UnlikeOSError("Unable to locate credentials")
+    monkeypatch.setattr(Flaky, "error", error, raising=False)
+    with pytest.raises(OSError, match=r"^Unable to locate credentials$") as caught:
+        label_row("a.jpg", "flaky://bucket/a.jpg", small)
+    assert caught.value.__cause__ is error
+
+
+REQUEST = types.SimpleNamespace(real_url="http://example/a.jpg?signature=1")
+
+
+class RefusedByS3(OSError):
+    """As s3fs raises them, with botocore's own error for its cause."""
+
+    def __init__(self, code):
+        super().__init__(errno.EINVAL, "a message")
+        self.__cause__ = UnlikeOSError()
+        self.__cause__.response = {"Error": {"Code": code}}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RefusedByS3("InvalidObjectState"),
+        RefusedByS3("InvalidRequest"),
+        ClientResponseError(REQUEST, (), status=403),
+        ClientResponseError(REQUEST, (), status=410),
+        ParamValidationError(report="Invalid bucket name"),
+        InvalidURL("https:///x.jpg"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_store_says_of_one_image_is_its_row(small, error, monkeypatch):
+    monkeypatch.setenv("SAFF_STORAGE_PATIENCE", "60")  # and at once
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(Flaky, "error", error, raising=False)
+    row = label_row("a.jpg", "flaky://bucket/a.jpg", small)
+    assert (row["error_kind"], row["sha256"]) == ("not_readable", None)
+
+
+def test_an_address_that_is_none_is_a_row(small):
+    for uri in ("http://[bad/x.jpg", "https:///x.jpg", "s3://Bad Bucket!/x.jpg"):
+        assert label_row("a.jpg", uri, small)["error_kind"] == "not_readable", uri
+
+
+def test_a_file_larger_than_any_image_is_not_read(small, tmp_path):
+    with open(tmp_path / "film.mp4", "wb") as file:
+        file.truncate(2**41)
+    row = label_row("film.mp4", str(tmp_path / "film.mp4"), small)
+    assert row["error"] == "a file of 2,199,023,255,552 bytes is no image"
 
 
 def test_a_missing_object_is_a_row(small, monkeypatch):

@@ -20,10 +20,10 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
+from saff.cluster.parts import ON_CPU, ON_GPU
+
 ROOT = Path(__file__).parent.parent
 MOST_UPLOADED = 5 * 2**20
-PART = {"CPU": 1}  # of map_parts: labels, refinement, evaluation
-GPU_WORKER = {"GPU": 1, "CPU": 0}  # of a training and of re-inference; its loaders ask for nothing
 HAND_WRITTEN = ("cluster.yaml", "docs/kuberay.yaml")
 
 
@@ -94,23 +94,23 @@ def groups(config):
 
 @pytest.mark.parametrize(("parts", "nodes"), [(1, 1), (16, 1), (17, 2), (160, 10)])
 def test_parts_start_cpu_nodes_alone(config, parts, nodes):
-    assert nodes_for(config, [PART] * parts) == {"cpu": nodes}
+    assert nodes_for(config, [ON_CPU] * parts) == {"cpu": nodes}
 
 
 def test_more_parts_than_the_cpu_nodes_can_hold_start_no_gpu_node(config):
-    assert nodes_for(config, [PART] * 161) is None  # one waits
+    assert nodes_for(config, [ON_CPU] * 161) is None  # one waits
     config = copy.deepcopy(config)
     config["available_node_types"]["cpu"]["max_workers"] = 0
-    assert nodes_for(config, [PART]) is None
+    assert nodes_for(config, [ON_CPU]) is None
 
 
 @pytest.mark.parametrize("gpus", [1, 4])
 def test_a_training_starts_gpu_nodes_alone(config, gpus):
-    assert nodes_for(config, [], together=[GPU_WORKER] * gpus) == {"gpu": gpus}
+    assert nodes_for(config, [], together=[ON_GPU] * gpus) == {"gpu": gpus}
 
 
 def test_re_inference_starts_gpu_nodes_alone(config):
-    assert nodes_for(config, [GPU_WORKER] * 3) == {"gpu": 3}
+    assert nodes_for(config, [ON_GPU] * 3) == {"gpu": 3}
 
 
 def test_nothing_works_on_the_head(config):
@@ -118,12 +118,12 @@ def test_nothing_works_on_the_head(config):
         if group != config["head_node_type"]:
             config = copy.deepcopy(config)
             del config["available_node_types"][group]
-    assert nodes_for(config, [PART]) is None
-    assert nodes_for(config, [GPU_WORKER]) is None
+    assert nodes_for(config, [ON_CPU]) is None
+    assert nodes_for(config, [ON_GPU]) is None
 
 
 def test_more_gpus_than_the_limit_are_not_started(config):
-    assert nodes_for(config, [], together=[GPU_WORKER] * 5) is None
+    assert nodes_for(config, [], together=[ON_GPU] * 5) is None
 
 
 def test_both_files_describe_the_same_groups():

@@ -1,7 +1,9 @@
 """saff doctor: every judgement from facts, every fault that can be made real, a real cluster."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import socket
 import subprocess
@@ -10,17 +12,31 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
+import yaml
 from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.packaging import create_package
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 from ray.cluster_utils import Cluster
 
 import saff
 from saff import config
 from saff.cluster import doctor
-from saff.cluster.doctor import Answer, Finding, Gpus, Node, Store, Threads, Times, Versions
+from saff.cluster.doctor import (
+    Answer,
+    Finding,
+    Gpus,
+    Growth,
+    Node,
+    Store,
+    Threads,
+    Times,
+    Versions,
+)
 from saff.errors import SettingsError
 from saff.storage import Folder
 
@@ -127,8 +143,92 @@ def test_no_more_slots_than_cores():
 
 def test_a_cluster_without_slots_cannot_work():
     idle = dataclasses.replace(NODE, cpus=0.0)
-    (finding,) = doctor.check_cpus([idle])
-    assert (finding.ok, finding.told) == (False, "no slots, so no task can run now")
+    for growth in (Growth(), Growth(cpus=0, gpus=4)):
+        (finding,) = doctor.check_cpus([idle], growth)
+        assert (finding.ok, finding.told) == (False, "no slots, so no task can run")
+        assert "--num-cpus above 0" in finding.remedy
+    (finding,) = doctor.check_cpus([idle], Growth(cpus=16))
+    assert finding.ok
+    assert finding.told.startswith("none now; nodes start for work")
+
+
+def test_a_cluster_grows_to_what_its_groups_may_have():
+    ours = yaml.safe_load(Path(__file__).parents[1].joinpath("cluster.yaml").read_text())
+    assert (doctor.most(ours, "CPU"), doctor.most(ours, "GPU")) == (160, 4)
+    few = ours | {"max_workers": 3}  # nodes in all
+    assert (doctor.most(few, "CPU"), doctor.most(few, "GPU")) == (48, 3)
+    mixed = {
+        "max_workers": 5,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 2}},
+            "small": {"resources": {"CPU": 4}, "max_workers": 9},
+            "large": {"resources": {"CPU": 64, "GPU": 8}, "max_workers": 2},
+            "any": {},
+        },
+    }
+    assert (doctor.most(mixed, "CPU"), doctor.most(mixed, "GPU")) == (2 + 2 * 64 + 3 * 4, 16)
+    assert not Growth()
+
+
+def test_a_pool_has_place_now_or_once_the_cluster_has_grown():
+    def judged(size, there, growth, *, on_gpu=True):
+        return str(doctor.judge_workers(size, there, growth, on_gpu=on_gpu))
+
+    assert judged(2, 2, Growth()) == "ok    workers: 2, one a GPU; 2 GPUs now"
+    assert judged(3, 2, Growth()) == (
+        "WRONG workers: 3, one a GPU; 2 GPUs now, so they would wait for ever; "
+        "name --gpus 2 at most, or add nodes"
+    )
+    assert judged(1, 0, Growth()).endswith("; add nodes: none has a GPU")
+    assert judged(4, 0, Growth(cpus=1, gpus=4)) == (
+        "ok    workers: 4, one a GPU; 0 GPUs now, nodes start for work, 4 at most"
+    )
+    assert judged(5, 0, Growth(cpus=9, gpus=4)).endswith(
+        "; name --gpus 4 at most, or raise max_workers of the cluster"
+    )
+    assert judged(9, 8, Growth(cpus=9), on_gpu=False).startswith("ok    workers: 9, one a CPU; 8 ")
+    assert judged(9, 8, Growth(cpus=8), on_gpu=False).endswith(
+        "; name --workers 8 at most, or raise max_workers of the cluster"
+    )
+    assert judged(99, 0, Growth(math.inf, math.inf)) == (
+        "ok    workers: 99, one a GPU; 0 GPUs now, nodes start for work"
+    )
+
+
+def test_only_what_is_lacking_and_may_come_is_started():
+    def asked(nodes, gpus, growth):
+        wanted, finding = doctor.to_start(nodes, gpus, growth)
+        assert finding.ok
+        return wanted, finding.told
+
+    idle, gpu = dataclasses.replace(NODE, cpus=0.0), dataclasses.replace(NODE, gpus=1.0)
+    assert asked([idle], 2, Growth(math.inf, math.inf)) == (
+        ["CPU", "GPU", "GPU"],
+        "asks for 1 CPU and 2 GPUs and waits 15 min at most",
+    )
+    assert asked([idle], 2, Growth(cpus=8, gpus=1))[0] == ["CPU", "GPU"]
+    assert asked([gpu], 2, Growth(cpus=8, gpus=4))[0] == ["GPU", "GPU"]
+    assert asked([gpu], 1, Growth(cpus=8, gpus=4)) == ([], "nothing, such nodes are there")
+    assert asked([idle], 1, Growth()) == ([], "nothing, this cluster starts no nodes")
+
+
+def test_nodes_that_do_not_come_are_told():
+    assert doctor.judge_start(["CPU"], [], 61.4).told == "1 CPU after 61 s"
+    finding = doctor.judge_start(["CPU", "GPU", "GPU"], ["GPU", "GPU"], 900.2)
+    assert (finding.ok, finding.told) == (False, "no node for 2 GPUs within 900 s")
+    assert "ray status" in finding.remedy
+
+
+def test_a_stage_finds_the_cluster_in_the_environment(monkeypatch):
+    for before in (None, "192.0.2.1:6379"):
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        if before:
+            monkeypatch.setenv("RAY_ADDRESS", before)
+        for address in (None, "192.0.2.2:6379"):
+            with doctor.as_a_stage(address):
+                assert os.environ.get("RAY_ADDRESS") == (address or before)
+            assert os.environ.get("RAY_ADDRESS") == before
 
 
 def test_a_head_that_works_is_told_only_beside_other_nodes():
@@ -323,6 +423,23 @@ def test_models_are_loaded_and_damaged_weights_are_told(small, tmp_path):
         doctor.use_models(small, str(tmp_path))
 
 
+def test_the_network_of_a_training_is_made_and_weights_that_cannot_be_had_are_told(
+    small, monkeypatch, tmp_path
+):
+    assert doctor.make_network(small.training) > 0
+    named = dataclasses.replace(
+        small.training, network="vgg16", network_weights=str(tmp_path / "weights.pt")
+    )
+    with pytest.raises(SettingsError, match="cannot read the weights"):
+        doctor.make_network(named)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy"):  # nothing listens there
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(SettingsError, match=r"put the file there, or name one with training\.netw"):
+        doctor.make_network(config.paper().training)
+
+
 # Addresses
 
 
@@ -431,6 +548,7 @@ def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
         "storage of nodes",
         "object store",
         "spilling",
+        "training network",
     ]
     assert lines[4] == f"ok    cluster: joined {cluster.address}: 2 nodes"
     assert lines[5].endswith(f"saff {saff.__version__} on the driver and 2 nodes")
@@ -439,14 +557,37 @@ def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
 
     nodes = doctor.alive_nodes()
     assert [node.head for node in nodes].count(True) == 1
-    late, died = doctor.ask(nodes, time.sleep, 60, seconds=1), doctor.ask(nodes, os._exit, 3)
-    assert [answer.error for answer in late] == ["no answer within 1 s"] * 2
+    late = doctor.ask(nodes, time.sleep, 60, seconds=1, late="wait")
+    died = doctor.ask(nodes, os._exit, 3)
+    assert [answer.error for answer in late] == ["no answer within 1 s; wait"] * 2
     assert all("died unexpectedly" in answer.error for answer in died)
     (tmp_path / "weights.pt").write_bytes(b"none")
     broken = dataclasses.replace(small, encoder_weights=str(tmp_path / "weights.pt"))
     models = [str(finding) for finding in doctor.check_models(nodes, broken, None)]
     assert len(models) == 2
     assert all("weights.pt is not a state dict" in line for line in models)
+    training = dataclasses.replace(small.training, network="vgg16", network_weights="/no/file")
+    made = [str(finding) for finding in doctor.check_network(nodes, training)]
+    assert len(made) == 2
+    assert all("cannot read the weights /no/file" in line for line in made)
+
+    assert doctor.find_growth(nodes) == Growth()
+    assert doctor.look_at_growth() == Growth()
+    with monkeypatch.context() as pod:
+        for name in doctor.KUBERAY:
+            assert doctor.look_at_growth() == Growth()
+            pod.setenv(name, "1")
+        assert doctor.look_at_growth() == Growth(math.inf, math.inf)
+    (finding,) = doctor.check_start(["CPU"])
+    assert finding.ok
+    too_many = 2 * torch.cuda.device_count() + 1
+    (finding,) = doctor.check_start(["GPU"] * too_many, seconds=1)
+    assert not finding.ok
+    assert finding.told.startswith("no node for ")
+    (finding,) = doctor.check_workers(cluster.address, 2, 0, Growth())
+    assert (finding.ok, finding.told) == (True, "2, one a CPU; 2 CPUs now")
+    (finding,) = doctor.check_workers(cluster.address, None, 99, Growth())
+    assert not finding.ok
     ray.shutdown()
 
     with monkeypatch.context() as shell:
@@ -463,6 +604,94 @@ def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
     assert [line.partition(": node ")[0] for line in wrong] == ["WRONG CPUs", "WRONG GPUs"]
     assert wrong[0].endswith(f"ray start with --num-cpus={cores}")
     assert f"ok    GPUs: {2 * torch.cuda.device_count()} GPUs on 2 nodes\n" in out
+    ray.shutdown()
+
+
+@pytest.fixture
+def growing(monkeypatch, tmp_path):
+    """A head without slots and Ray's autoscaler, which starts nodes here; gives the address."""
+    ray.shutdown()
+    authentication_token_setup.enable_token_auth_by_default()
+    authentication_token_setup.ensure_token_if_auth_enabled()
+    with socket.create_server(("0.0.0.0", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    store = {"object_store_memory": 78 * 2**20}
+    group = {"node_config": {}, "min_workers": 0}
+    settings = BASE_READONLY_CONFIG | {
+        "max_workers": 2,
+        "idle_timeout_minutes": 10,
+        "provider": {
+            "type": "external",  # its own name wants a file that the wheel lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "gcs_address": address,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "cpu": {"resources": {"CPU": 1, **store}, "max_workers": 1, **group},
+            "gpu": {"resources": {"CPU": 0, "GPU": 1, **store}, "max_workers": 1, **group},
+        },
+    }
+    (tmp_path / "cluster.json").write_text(json.dumps(settings))
+    with monkeypatch.context() as shell:  # as `ray up` starts a head
+        shell.setenv("RAY_FAKE_CLUSTER", "1")
+        shell.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
+        shell.setenv("RAY_enable_autoscaler_v2", "1")
+        shell.setenv("RAY_CLOUD_INSTANCE_ID", FAKE_HEAD_NODE_ID)
+        shell.setenv("RAY_NODE_TYPE_NAME", "ray.head.default")
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "gcs_server_port": port,
+                "autoscaling_config": str(tmp_path / "cluster.json"),
+                "env_vars": {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
+                **store,
+            },
+        )
+    yield address
+    ray.shutdown()
+    nodes = [p for p in psutil.process_iter(["cmdline"]) if address in str(p.info["cmdline"])]
+    cluster.shutdown()
+    for process in nodes:  # those that the autoscaler has started
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.ray
+def test_a_cluster_that_grows(call, growing, monkeypatch, tmp_path):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    words = ("--address", growing, "--config", "small.json")
+
+    code, out, _ = call("doctor", *words)
+    assert code == 0, out
+    assert "ok    CPUs: none now; nodes start for work" in out
+    assert "joined" in out.splitlines()[1]
+    ray.shutdown()
+
+    code, out, _ = call("doctor", *words, "--gpus", 2)
+    assert code == 1, out
+    (wrong,) = (line for line in out.splitlines() if line.startswith("WRONG "))
+    assert wrong.startswith("WRONG workers: 2, one a GPU; 0 GPUs now, nodes start for work, 1 at")
+    ray.shutdown()
+
+    code, out, _ = call("doctor", *words, "--gpus", 1, "--start-nodes")
+    lines = out.splitlines()
+    assert "ok    workers: 1, one a GPU; 0 GPUs now, nodes start for work, 1 at most" in lines
+    assert "ok    start: asks for 1 CPU and 1 GPU and waits 15 min at most" in lines
+    assert any(line.startswith("ok    start: 1 CPU and 1 GPU after ") for line in lines), out
+    assert any(line.endswith("on the driver and 3 nodes") for line in lines)
+    assert "ok    CPUs: 1 slot on 1 node" in lines
+    if not torch.cuda.device_count():
+        assert any(line.startswith("WRONG GPUs: ") and "declares 1 GPU" in line for line in lines)
     ray.shutdown()
 
 

@@ -5,11 +5,13 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import psutil
 import pyarrow as pa
@@ -21,13 +23,14 @@ from ray.cluster_utils import Cluster
 
 import chaos
 import fault_proxy
-from fault_proxy import KINDS, FaultProxy
+from fault_proxy import KINDS, RESETS, FaultProxy
 from saff import retries
 from saff.cluster import label_corpus
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Inference, Training
 from saff.errors import SettingsError
-from saff.storage import Folder, list_images
+from saff.storage import UPLOAD_BYTES, Folder, list_images
+from saff.verification import verify
 from test_job import free_port, started, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.slow]
@@ -117,6 +120,42 @@ def test_a_storage_that_fails_for_a_moment_is_asked_again(kind, proxy, monkeypat
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.parametrize("body", [0, 3_000_000])
+@pytest.mark.parametrize("kind", ["request_cut", "slow_request"])
+def test_a_fault_of_a_request_strikes_while_the_server_reads_it(kind, body, monkeypatch):
+    monkeypatch.setattr(fault_proxy, "SLOW_SECONDS", 0.4)
+    request = b"PUT /a HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % body + b"x" * body
+    whole = len(request) + len("Connection: close\r\n")
+    half = whole - body + body // 2 if body else whole // 2
+    got, began = 0, time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "http://{}:{}".format(*server.getsockname())
+        with FaultProxy(address, rate=1, kinds=(kind,)) as proxy:
+            client = socket.create_connection(proxy.url.removeprefix("http://").split(":"))
+            sender = threading.Thread(target=send, args=(client, request))
+            sender.start()
+            with server.accept()[0] as connection, client:
+                connection.settimeout(20)
+                with pytest.raises(ConnectionResetError) if kind == "request_cut" else NOTHING:
+                    while got < whole and (piece := connection.recv(2**20)):
+                        got += len(piece)
+                sender.join()
+                if kind == "request_cut":
+                    with pytest.raises(ConnectionResetError):
+                        client.recv(1)
+    assert got == (half if kind == "request_cut" else whole)
+    if kind == "slow_request":
+        assert time.monotonic() - began > 0.3
+
+
+NOTHING = contextlib.nullcontext()
+
+
+def send(client, request):
+    with contextlib.suppress(ConnectionError):
+        client.sendall(request)
+
+
 def test_a_listing_of_many_pages_is_whole(world, proxy):
     many = world.bucket / "many"
     for number in range(2300):
@@ -126,29 +165,195 @@ def test_a_listing_of_many_pages_is_whole(world, proxy):
     proxy.rate = 0.4
     rows = list(list_images(f"s3://{chaos.BUCKET}/many"))
     assert [row["image_id"] for row in rows] == sorted(f"{n % 7}/{n:04}.png" for n in range(2300))
-    assert proxy.requests - proxy.faults.total() > 3  # a look, then a thousand a page
+    served = ("slow", "slow_request")
+    refused = sum(count for kind, count in proxy.faults.items() if kind not in served)
+    assert proxy.requests - refused > 3  # a look, then a thousand a page
     assert proxy.faults.total() > 1
 
 
+CONTENTS = {"old": b"old", "new": os.urandom(2 * UPLOAD_BYTES + 1)}  # in three pieces
+UPLOAD = (
+    "import os, sys\n"
+    "from saff.storage import UPLOAD_BYTES, Folder\n"
+    "Folder.at(sys.argv[1]).write(sys.argv[2], os.urandom(2 * UPLOAD_BYTES + 1))\n"
+)
+BEFORE = pytest.mark.parametrize(("name", "before"), [("a", "old"), ("b", "absent")])
+STEPS = pytest.mark.parametrize("step", ["partNumber=2", "complete"])  # of an upload
+
+
+@pytest.fixture
+def large(proxy, monkeypatch):
+    """A folder with ``a``, whose content is old, and without ``b``; the client asks but once."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.5)
+    s3fs.S3FileSystem.clear_instance_cache()
+    folder = Folder.at(f"s3://{chaos.BUCKET}/large")
+    folder.write("a", CONTENTS["old"])
+    folder.remove("b")
+    proxy.requests = 0
+    yield folder
+    proxy.strike = None
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def is_step(request, step):
+    """Whether a request sends that piece of an object, or completes an object of several."""
+    if step == "complete":
+        return request.method == "POST" and "uploadId=" in request.query
+    return request.method == "PUT" and step in request.query.split("&")
+
+
+def past_the_proxy(world):
+    return s3fs.S3FileSystem(
+        endpoint_url=world.server, use_listings_cache=False, skip_instance_cache=True
+    )
+
+
+@contextlib.contextmanager
+def reading(world, name):
+    """Read an object again and again while the block runs; gives what it was, each change."""
+    other, found, end = past_the_proxy(world), [], threading.Event()
+    names = {data: what for what, data in CONTENTS.items()}
+
+    def look():
+        try:
+            data = other.cat_file(f"s3://{chaos.BUCKET}/large/{name}")
+            what = names.get(data, f"{len(data)} bytes")
+        except FileNotFoundError:
+            what = "absent"
+        if found[-1:] != [what]:
+            found.append(what)
+
+    def keep_looking():
+        while not end.wait(0.02):
+            look()
+
+    look()
+    thread = threading.Thread(target=keep_looking)
+    thread.start()
+    try:
+        yield found
+    finally:
+        end.set()
+        thread.join()
+        look()
+
+
+@BEFORE
+@pytest.mark.parametrize("kind", [*RESETS, "slow_request"])
+def test_a_large_object_appears_whole_in_a_storage_that_fails(
+    kind, name, before, world, proxy, large, monkeypatch
+):
+    monkeypatch.setattr(fault_proxy, "SLOW_SECONDS", 0.2)
+    asked = []
+    proxy.strike = lambda request: asked.append(request.query)  # None: it goes on
+    proxy.kinds, proxy.rate = (kind,), 0.5
+    with reading(world, name) as found:
+        large.write(name, CONTENTS["new"])
+    proxy.rate = 0
+    assert found == [before, "new"]
+    numbers = [n for query in asked for n in parse_qs(query).get("partNumber", [])]
+    assert set(numbers) == {"1", "2", "3"}
+    assert proxy.faults[kind] > 1
+    assert large.names("") == sorted({"a", name})
+
+
+@BEFORE
+@STEPS
+def test_an_upload_that_fails_in_the_middle_changes_nothing(
+    step, name, before, world, proxy, large, monkeypatch
+):
+    monkeypatch.setenv(retries.PATIENCE, "0")
+    asked = []
+
+    def strike(request):
+        asked.append(request.method)
+        return is_step(request, step)
+
+    proxy.strike = strike
+    with reading(world, name) as found, pytest.raises(Exception, match="uploadId="):
+        large.write(name, CONTENTS["new"])
+    assert found == [before]
+    assert "DELETE" in asked  # of the pieces; one may still come after it
+    assert not past_the_proxy(world).list_multipart_uploads(chaos.BUCKET)
+    proxy.strike = None
+    large.write(name, CONTENTS["new"])
+    assert large.read(name) == CONTENTS["new"]
+
+
+@BEFORE
+@STEPS
+def test_an_upload_that_is_killed_in_the_middle_changes_nothing(
+    step, name, before, world, proxy, large
+):
+    def strike(request):
+        if is_step(request, step):
+            uploader.kill()
+            return True
+        return False
+
+    proxy.strike = strike
+    with reading(world, name) as found:
+        uploader = subprocess.Popen([sys.executable, "-c", UPLOAD, large.uri, name])
+        assert uploader.wait(60) == -signal.SIGKILL
+    assert found == [before]
+    assert past_the_proxy(world).list_multipart_uploads(chaos.BUCKET)  # see docs/cluster.md
+    proxy.strike = None
+    large.write(name, CONTENTS["new"])
+    assert large.read(name) == CONTENTS["new"]
+    past_the_proxy(world).clear_multipart_uploads(chaos.BUCKET)
+
+
+def test_a_large_object_whose_completion_nobody_hears_of_is_sent_again(world, proxy, large):
+    lost = []
+
+    def strike(request):
+        if is_step(request, "complete") and not lost:
+            with socket.create_connection((proxy.server.hostname, proxy.server.port)) as server:
+                server.sendall(request.raw)
+                while server.recv(4096):
+                    pass
+            lost.append(request)
+        return request in lost
+
+    proxy.strike = strike
+    with reading(world, "a") as found:
+        large.write("a", CONTENTS["new"])
+    assert len(lost) == 1
+    assert found == ["old", "new"]
+
+
 @pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_the_whole_pipeline_in_a_storage_that_fails(world, proxy):
+def test_the_whole_pipeline_in_a_storage_that_fails_is_that_on_a_disk(world, proxy, tmp_path):
     source, output = f"s3://{chaos.BUCKET}/photos", Folder.at(f"s3://{chaos.BUCKET}/pipeline")
-    home = world.bucket / "pipeline"
-    said = []
-    proxy.rate = 0.05
+    home, photos = world.bucket / "pipeline", str(world.bucket / "photos")
+    here = Folder.at(str(tmp_path))
+
+    def pipeline(images, to):
+        return run_pipeline(
+            images, list_images(images), to, TINY, rounds=1, truth=images, say=lambda line: None
+        )
+
     ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
     try:
+        pipeline(photos, here)
+        proxy.rate = 0.05
         with watching(home / "pseudo_labels") as labels, watching(home / "predictions") as masks:
-            page = run_pipeline(
-                source, list_images(source), output, TINY, rounds=1, truth=source, say=said.append
-            )
+            page = pipeline(source, output)
+        proxy.rate = 0
     finally:
         ray.shutdown()
     assert page == f"{output.uri}/report/index.html"
     assert proxy.faults.total() > 10
     assert (labels.half_written, masks.half_written) == (0, 0)
     assert chaos.compare(home / "pseudo_labels", world.expected) == NOTHING_WRONG
+    verdict = verify(output, here)
+    assert verdict.whole, verdict.lines
+    for name in ("evaluation/pseudo_labels", "evaluation/predictions"):
+        assert (output / name).read("metrics.json") == (here / name).read("metrics.json")
+    assert len((output / "report").read("index.html")) > 100_000
 
 
 # Processes and nodes
@@ -186,6 +391,7 @@ def cluster(tmp_path_factory):
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("backend", "said"),
     [("failing:Hungry", "16 GiB for one array"), ("failing:Full", "^no space left to write")],
@@ -203,6 +409,7 @@ def test_a_machine_at_its_end_ends_the_job_and_marks_no_image(
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_worker_killed_for_memory_and_a_lost_node_cost_nothing(cluster, world, tmp_path):
     stage, found = tmp_path / "pseudo_labels", []
 
@@ -236,6 +443,7 @@ def wait_for_shards(stage, count):
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_cluster_grows_from_nothing_by_cpus_alone_and_shrinks_again(world, tmp_path):
     port, settings = free_port(), tmp_path / "autoscaler.json"

@@ -10,17 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from skimage import data
 
 from saff import config
-from saff.cluster import label_corpus, label_row, plan
-from saff.images import encode_png
+from saff.cluster import label_corpus, plan
 from saff.storage import Folder, list_images, read_rows
+from tests.conftest import comparable
 
 pytestmark = pytest.mark.ray
 
@@ -30,45 +27,33 @@ SMALL = dataclasses.replace(config.default(), encoder_side=64, superpixel_count=
 SETTINGS = """{"encoder_side": 64, "superpixel_count": 60}"""
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """24 crops of photographs and two files that are no images."""
-    folder = tmp_path_factory.mktemp("photos")
-    sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
-    for number in range(24):
-        source = sources[number % 4]
-        left = 10 * number
-        crop = np.ascontiguousarray(source[: 240 + number, left : left + 280])
-        small = cv2.resize(crop, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        path = folder / f"{number % 3}" / f"photo {number:02} ü.png"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode_png(small))
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "page.jpg").write_bytes(b"<html>not found</html>")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(photos):
-    """Rows as they are without any cluster, by image id."""
-    return comparable(label_row(r["image_id"], r["uri"], SMALL) for r in list_images(str(photos)))
-
-
-def comparable(rows):
-    rows = [{k: np.asarray(v).tolist() for k, v in row.items()} for row in rows]
-    assert len({r["image_id"] for r in rows}) == len(rows), "an image is there twice"
-    return {r["image_id"]: r for r in rows}
-
-
 def stored(output):
     stage = Folder.at(str(output)) / "pseudo_labels"
     return comparable(r for name in stage.names(".parquet") for r in read_rows(stage, name))
 
 
-def run(photos, output, settings=SMALL, **options):
+def run(crops, output, settings=SMALL, **options):
     return label_corpus(
-        str(photos), list_images(str(photos)), Folder.at(str(output)), settings, **options
+        str(crops), list_images(str(crops)), Folder.at(str(output)), settings, **options
     )
+
+
+@contextlib.contextmanager
+def nodes(*cpus, **settings):
+    """A cluster whose head and nodes have so many CPUs; the driver joins it."""
+    head, *others = cpus
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": head, "include_dashboard": False, **settings},
+    )
+    try:
+        for count in others:
+            cluster.add_node(num_cpus=count, **settings)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -80,19 +65,19 @@ def one_node():
     ray.shutdown()
 
 
-def test_every_image_once_and_as_without_a_cluster(photos, expected, one_node, tmp_path):
-    done = run(photos, tmp_path)
+def test_every_image_once_and_as_without_a_cluster(crops, crop_rows, one_node, tmp_path):
+    done = run(crops, tmp_path)
     assert (done.images, done.done, done.failed, done.left) == (26, 26, 2, 0)
-    assert stored(tmp_path) == expected
-    assert expected["empty.jpg"]["error_kind"] == "empty"
+    assert stored(tmp_path) == crop_rows
+    assert crop_rows["empty.jpg"]["error_kind"] == "empty"
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "pseudo_labels").iterdir()}
-    run(photos, tmp_path)  # the same command when done does nothing
+    run(crops, tmp_path)  # the same command when done does nothing
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "pseudo_labels").iterdir()} == before
 
 
-def test_resume_does_what_is_missing_and_takes_in_new_images(photos, expected, one_node, tmp_path):
+def test_resume_does_what_is_missing_and_takes_in_new_images(crops, crop_rows, one_node, tmp_path):
     images, output = tmp_path / "images", tmp_path / "out"
-    subprocess.run(["cp", "-r", str(photos), str(images)], check=True)
+    subprocess.run(["cp", "-r", str(crops), str(images)], check=True)
     run(images, output)
     shards = sorted((output / "pseudo_labels").iterdir())
     kept = {p: p.stat().st_mtime_ns for p in shards[2:]}
@@ -103,15 +88,15 @@ def test_resume_does_what_is_missing_and_takes_in_new_images(photos, expected, o
     run(images, output)
     rows = stored(output)
     assert rows.pop("new.png")["confidence"] == rows["0/photo 00 ü.png"]["confidence"]
-    unplaced = {i: {k: v for k, v in r.items() if k != "uri"} for i, r in expected.items()}
+    unplaced = {i: {k: v for k, v in r.items() if k != "uri"} for i, r in crop_rows.items()}
     assert {i: {k: v for k, v in r.items() if k != "uri"} for i, r in rows.items()} == unplaced
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
-def test_retry_failed_redoes_only_what_failed(photos, one_node, tmp_path):
+def test_retry_failed_redoes_only_what_failed(crops, one_node, tmp_path):
     images, output = tmp_path / "images", tmp_path / "out"
     images.mkdir()
-    photo = (photos / "0" / "photo 00 ü.png").read_bytes()
+    photo = (crops / "0" / "photo 00 ü.png").read_bytes()
     (images / "a.png").write_bytes(photo)
     (images / "b.png").write_bytes(photo[:100])
     assert run(images, output).failed == 1
@@ -126,7 +111,7 @@ def test_retry_failed_redoes_only_what_failed(photos, one_node, tmp_path):
     assert rows["b.png"]["confidence"] == first["a.png"]["confidence"]
 
 
-def test_a_killed_worker_costs_nothing(photos, expected, tmp_path):
+def test_a_killed_worker_costs_nothing(crops, crop_rows, tmp_path):
     (tmp_path / "deadly.py").write_text(
         "import os, signal\n"
         "from saff import saliency\n"
@@ -153,32 +138,25 @@ def test_a_killed_worker_costs_nothing(photos, expected, tmp_path):
     )
     sys.path.insert(0, str(tmp_path))
     try:
-        run(photos, tmp_path / "out", dataclasses.replace(SMALL, saliency="deadly:Deadly"))
+        run(crops, tmp_path / "out", dataclasses.replace(SMALL, saliency="deadly:Deadly"))
     finally:
         sys.path.remove(str(tmp_path))
         ray.shutdown()
     assert (tmp_path / "died").exists()
-    assert stored(tmp_path / "out") == expected
+    assert stored(tmp_path / "out") == crop_rows
 
 
-def test_three_nodes_give_the_rows_of_one(photos, expected, tmp_path):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+def test_three_nodes_give_the_rows_of_one(crops, crop_rows, tmp_path):
+    with nodes(1, 1, 1):
         assert len(ray.nodes()) == 3
-        run(photos, tmp_path)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert stored(tmp_path) == expected
+        run(crops, tmp_path)
+    assert stored(tmp_path) == crop_rows
 
 
-def test_a_killed_driver_is_resumed(photos, expected, tmp_path):
+def test_a_killed_driver_is_resumed(crops, crop_rows, tmp_path):
     output, settings = tmp_path / "out", tmp_path / "small.json"
     settings.write_text(SETTINGS)
-    command = [*JOB, "--images", str(photos), "--output", str(output), "--config", str(settings)]
+    command = [*JOB, "--images", str(crops), "--output", str(output), "--config", str(settings)]
     with started(command) as first:
         wait_for(lambda: len(shards_of(output)) >= 2, first)
         first.send_signal(signal.SIGKILL)
@@ -186,16 +164,16 @@ def test_a_killed_driver_is_resumed(photos, expected, tmp_path):
     early = {p: p.stat().st_mtime_ns for p in shards_of(output)}
     second = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert "done: 26 images: 24 labelled, 2 failed, 0 to do" in second.stderr
-    assert stored(output) == expected
+    assert stored(output) == crop_rows
     assert {p: p.stat().st_mtime_ns for p in early} == early
     assert not list((output / "pseudo_labels").glob(".*"))  # no drafts are left
 
 
 @pytest.mark.slow
-def test_ray_job_submit_with_token_authentication(photos, expected, tmp_path):
+def test_ray_job_submit_with_token_authentication(crops, crop_rows, tmp_path):
     output, settings, manifest = (tmp_path / n for n in ("out", "small.json", "manifest.csv"))
     settings.write_text(SETTINGS)
-    images = list(list_images(str(photos))) * 8  # stopping a job takes seconds: enough to be in
+    images = list(list_images(str(crops))) * 8  # stopping a job takes seconds: enough to be in
     rows = [(f"{n}.png", image["image_id"], image["uri"]) for n, image in enumerate(images)]
     manifest.write_text("image_id,uri\n" + "".join(f"{i},{u}\n" for i, _, u in rows))
     port, dashboard, agent = free_port(), free_port(), free_port()
@@ -236,7 +214,7 @@ def test_ray_job_submit_with_token_authentication(photos, expected, tmp_path):
         assert "done: 208 images: 192 labelled, 16 failed, 0 to do" in second.stdout
         process.send_signal(signal.SIGTERM)
         process.wait(60)
-    assert stored(output) == {i: expected[source] | {"image_id": i} for i, source, _ in rows}
+    assert stored(output) == {i: crop_rows[source] | {"image_id": i} for i, source, _ in rows}
 
 
 @contextlib.contextmanager

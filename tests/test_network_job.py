@@ -30,6 +30,8 @@ from saff.labeling import spread_map
 from saff.storage import Folder, list_images, read_rows
 from saff.trained import load_trained
 from saff.training import TrainingError
+from saff.verification import verify
+from test_job import nodes
 
 pytestmark = pytest.mark.ray
 
@@ -125,6 +127,7 @@ def test_two_workers_train_the_same_network(trained_once, output):
 def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
     training = dataclasses.replace(TRAINING, steps=6)
     checkpoints = Path(output.path) / "network" / "checkpoints"
+    metrics = Path(output.path) / "network" / "metrics.csv"
 
     @ray.remote(num_cpus=0)
     def kill_once():
@@ -134,14 +137,17 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
                 for process in psutil.process_iter(["name", "cmdline"]):
                     words = " ".join(process.info["cmdline"] or [])
                     if "RayTrainWorker" in words or "TrainWorker" in words:
+                        steps = metrics.read_text()
                         process.kill()
-                        return True
+                        return steps
             time.sleep(0.05)
-        return False
+        return ""
 
     killed = kill_once.remote()
     train_network(output, training)
-    assert ray.get(killed)
+    steps = ray.get(killed)
+    assert len(steps.splitlines()) > 2
+    assert metrics.read_text().startswith(steps)  # with their seconds: none was done again
     rows = (output / "network").read("metrics.csv").decode().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4", "5", "6"]
     for name, value in weights_of(trained_once).items():
@@ -240,10 +246,16 @@ def pipeline(corpus, output, **options):
     return page, said
 
 
+@pytest.fixture(scope="module")
+def two_rounds(corpus, one_node, tmp_path_factory):
+    """The output of a whole pipeline on one node, its report, and what was said."""
+    output = Folder.at(str(tmp_path_factory.mktemp("two rounds") / "run"))
+    return output, *pipeline(corpus, output, rounds=2, scale=Scale(workers=1))
+
+
 @pytest.mark.timeout(600)
-def test_two_rounds_from_images_to_a_report(corpus, one_node, tmp_path):
-    output = Folder.at(str(tmp_path / "run"))
-    page, said = pipeline(corpus, output, rounds=2, scale=Scale(workers=1))
+def test_two_rounds_from_images_to_a_report(corpus, two_rounds):
+    output, page, said = two_rounds
     assert Path(page).exists()
     assert len(said) == 3
     for folder in ("network", "rounds/1/network"):
@@ -280,10 +292,28 @@ def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, 
     assert alone["images"] == 4
 
 
+@pytest.mark.timeout(600)
+def test_three_nodes_give_the_pipeline_of_one(corpus, two_rounds, tmp_path):
+    ray.shutdown()  # no test after this one uses that cluster
+    output = Folder.at(str(tmp_path / "run"))
+    with nodes(1, 1, 1):
+        assert len(ray.nodes()) == 3
+        pipeline(corpus, output, rounds=2, scale=Scale(workers=1))
+    one = two_rounds[0]
+    verdict = verify(one, output)
+    assert verdict.whole, verdict.lines
+    for stage in ("rounds/1/predictions", "rounds/1/labels", "predictions"):
+        assert predictions_of(one, stage) == predictions_of(output, stage)
+    for home in (one / "rounds" / "1", one):
+        other = Folder(output.fs, home.path.replace(one.path, output.path))
+        first, second = weights_of(home), weights_of(other)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.timeout(900)
 def test_a_killed_pipeline_continues_where_it_was(corpus, tmp_path):
     """The driver is killed in the middle of training; the same command gives the same network."""
-    ray.shutdown()  # the last test: the job starts its own, and cores are few
+    ray.shutdown()  # the job starts its own, and cores are few
     settings = tmp_path / "settings.json"
     settings.write_text(config_of(steps=12).to_json())
     outputs = [tmp_path / "killed", tmp_path / "whole"]
@@ -304,11 +334,14 @@ def test_a_killed_pipeline_continues_where_it_was(corpus, tmp_path):
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < end, (tmp_path / "log").read_text()
         time.sleep(0.05)
+    steps = (outputs[0] / "network" / "metrics.csv").read_text()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (outputs[0] / "network" / "weights.pt").exists()
     for output in outputs:
         assert start(output).wait(200) == 0, (tmp_path / "log").read_text()
+    assert len(steps.splitlines()) > 2
+    assert (outputs[0] / "network" / "metrics.csv").read_text().startswith(steps)  # not done again
     killed, whole = (weights_of(Folder.at(str(o))) for o in outputs)
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
     for stage in ("pseudo_labels", "predictions"):

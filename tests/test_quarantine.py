@@ -41,12 +41,12 @@ def dies_at(name):
     return work
 
 
-def attempt(stage, work, together=2):
+def attempt(stage, work, together=2, job="one"):
     """Do the part in a process of its own; say whether that came to its end."""
     child = os.fork()
     if child == 0:
         try:
-            stage.do_part(PART, work, together)
+            stage.do_part({"part": PART, "job": job}, work, together)
         finally:
             os._exit(0)
     return os.waitpid(child, 0)[1] == 0
@@ -88,6 +88,15 @@ def test_one_that_was_unlucky_is_done(stage):
     assert not [row for row in stored(stage).values() if row["error_kind"]]
 
 
+def test_a_job_that_is_stopped_blames_nobody(stage):
+    for n in range(2 * MOST_DEATHS):  # its processes go with it, always at the first image
+        assert not attempt(stage, dies_at("a.jpg"), job=f"job {n}")
+    assert begin(stage.folder, PART, "last").deaths == {}
+    while not attempt(stage, dies_at("b.jpg"), job="last"):
+        pass
+    assert {i for i, row in stored(stage).items() if row["error_kind"]} == {"b.jpg"}
+
+
 def test_tried_again_it_has_all_its_chances(stage):
     while not attempt(stage, dies_at("b.jpg")):
         pass
@@ -102,37 +111,43 @@ def test_an_exception_is_no_death(stage):
 
     for _ in range(3):
         with pytest.raises(ConnectionError):
-            stage.do_part(PART, fails)
-        note = begin(stage.folder, PART)
+            stage.do_part({"part": PART}, fails)
+        note = begin(stage.folder, PART, "one")
         assert (note.again, note.deaths) == (False, {})
         note.done()
 
 
 def test_no_note_is_left(stage):
-    stage.do_part(PART, fine)
+    stage.do_part({"part": PART}, fine)
     assert (stage.folder / ".begun").names("") == []
-    begin(stage.folder, PART)
-    begin(stage.folder, "part-0000001.parquet").at("x")
+    begin(stage.folder, PART, "one")
+    begin(stage.folder, "part-0000001.parquet", "one").at("x")
     tidy(stage.folder)
     assert (stage.folder / ".begun").names("") == []
-    assert not begin(stage.folder, PART).again
+    assert not begin(stage.folder, PART, "one").again
 
 
 def test_a_note_counts_who_died_where(stage):
-    begin(stage.folder, PART)
-    assert begin(stage.folder, PART).deaths == {}  # nobody said which image
+    begin(stage.folder, PART, "one")
+    assert begin(stage.folder, PART, "one").deaths == {}  # nobody said which image
     for died in range(MOST_DEATHS):
-        note = begin(stage.folder, PART)
+        note = begin(stage.folder, PART, "one")
         assert note.again
         assert note.deaths.get("a.jpg", 0) == died
         assert note.at_fault == set()
         note.at("a.jpg")
-    assert begin(stage.folder, PART).at_fault == {"a.jpg"}
+    assert begin(stage.folder, PART, "one").at_fault == {"a.jpg"}
 
 
-@pytest.mark.parametrize("left", [b"", b"{", b"[]", b'{"deaths": 3, "at": ""}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "left", [b"", b"{", b"[]", b'{"deaths": 3, "at": "", "job": "one"}', b"\xff\xfe"]
+)
 def test_a_damaged_note_names_no_image(stage, left):
     (stage.folder / ".begun").write(PART, left)
-    note = begin(stage.folder, PART)
+    note = begin(stage.folder, PART, "one")
     assert (note.again, note.deaths) == (True, {})
-    assert json.loads((stage.folder / ".begun").read(PART)) == {"at": "", "deaths": {}}
+    assert json.loads((stage.folder / ".begun").read(PART)) == {
+        "job": "one",
+        "at": "",
+        "deaths": {},
+    }

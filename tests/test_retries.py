@@ -3,9 +3,10 @@
 import time
 
 import pytest
+from aiohttp import ClientResponseError
 
 from saff import retries
-from saff.retries import at_once, patiently
+from saff.retries import patience_of, patiently
 
 
 @pytest.fixture
@@ -59,10 +60,31 @@ def test_patience_ends_with_the_last_error(quick):
 
 def test_a_person_does_not_wait(quick):
     busy = Busy(ConnectionError("down"), 1)
-    with at_once(), pytest.raises(ConnectionError):
+    with patience_of(0), pytest.raises(ConnectionError):
         patiently(busy)
     assert busy.asked == 1
     assert patiently(busy) == ((), {})  # and a task waits again afterwards
+
+
+def test_a_person_waits_a_little(quick):
+    busy = Busy(ConnectionError("down"), 10**6)
+    start = time.monotonic()
+    with patience_of(0.2), patience_of(5), pytest.raises(ConnectionError):
+        patiently(busy)
+    assert 0.1 < time.monotonic() - start < 0.8
+    assert busy.asked > 2
+
+
+@pytest.mark.parametrize(("status", "asked"), [(401, 1), (403, 1), (410, 1), (429, 3), (503, 3)])
+def test_a_web_server_that_refuses_is_believed(quick, status, asked):
+    error = ClientResponseError(None, (), status=status)
+    busy = Busy(error, 2)
+    if asked == 1:
+        with pytest.raises(ClientResponseError):
+            patiently(busy)
+    else:
+        patiently(busy)
+    assert busy.asked == asked
 
 
 def test_an_interrupt_is_no_fault_of_the_storage(quick):

@@ -13,14 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from saff import cli, edges, saliency, semantic
 from saff.cluster import LabelPart, describe_run, label_row, plan
 from saff.cluster.predictions import PredictPart
 from saff.config import Inference, Training
-from saff.errors import SettingsError
+from saff.errors import SettingsError, WeightsError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
+from saff.modelfile import shipped
 from saff.results import export, write_report
 from saff.samples import Cache, Loader, batches, open_corpus
+from saff.semantic.efficientnet_lite import packaged
 from saff.storage import (
     MANIFEST,
     Folder,
@@ -294,6 +297,61 @@ def test_an_image_that_was_replaced_has_no_overlay(in_bucket, photos, tmp_path, 
     }["chelsea ü.png"]
     put(f"{photos}/chelsea ü.png", encode_png(decode_png(confidence)))
     assert export(in_bucket, tmp_path, "overlay") == (3, 4)
+
+
+# Settings and models
+
+
+def test_settings_in_a_bucket_are_those_of_the_file(bucket, put, tmp_path):
+    text = '{"encoder_side": 64, "saliency": "rbd", "training": {"steps": 7}}'
+    (tmp_path / "ü 1.json").write_text(text)
+    put(f"{bucket}/settings/ü 1.json", text.encode())
+    found = cli.read_config(f"{bucket}/settings/ü 1.json")
+    assert found == cli.read_config(str(tmp_path / "ü 1.json"))
+    assert (found.encoder_side, found.training.steps) == (64, 7)
+    with pytest.raises(SettingsError, match=r"^no configuration 's3://.*/settings/2\.json'; known"):
+        cli.read_config(f"{bucket}/settings/2.json")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"AWS_SECRET_ACCESS_KEY": "wrong"}, {"AWS_ACCESS_KEY_ID": "x"}]
+)
+def test_settings_that_may_not_be_read_are_one_clear_line(
+    bucket, put, s3_user, call, corpus, tmp_path, settings
+):
+    put(f"{bucket}/small.json", b"{}")
+    s3_user(**settings)
+    words = ["label", corpus, "--config", f"{bucket}/small.json", "--output", tmp_path / "out"]
+    code, out, err = call(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"saff: no access to {bucket}/small.json: ")
+    assert "; check the credentials" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("load", "kind", "name"),
+    [(saliency.load, "drfi", "saliency"), (edges.load, "learned", "edges")],
+    ids=["saliency", "edges"],
+)
+def test_a_model_in_a_bucket_is_that_of_the_file(bucket, put, photographs, load, kind, name):
+    uri, image = f"{bucket}/models/own {name}.safetensors", photographs["coffee"][:64, :96]
+    put(uri, Path(shipped(name)).read_bytes())
+    found = load(f"{kind}:{uri}")
+    assert found.digest == load(kind).digest
+    np.testing.assert_array_equal(found(image), load(kind)(image))
+    with pytest.raises(WeightsError, match=f"^cannot read the weights {uri}.old: "):
+        load(f"{kind}:{uri}.old")
+
+
+def test_encoder_weights_in_a_bucket_are_those_of_the_file(bucket, put, photographs):
+    name, uri = "efficientnet_lite0", f"{bucket}/models/own weights.pth"
+    put(uri, Path(packaged(name)).read_bytes())
+    local = semantic.load(name, side=64)
+    found = semantic.load(name, side=64, weights=uri)
+    assert found.digest == local.digest
+    image = photographs["coffee"]
+    np.testing.assert_array_equal(found(image).scores, local(image).scores)
 
 
 # Refusals

@@ -33,7 +33,7 @@ from saff.storage import (
     write_rows,
 )
 from saff.trained import NetworkFolder, describe, load_trained, start_network
-from saff.verification import MOST_FAULTS, VerifyPart, digest, examine, printable, verify
+from saff.verification import MOST_FAULTS, VerifyPart, digest, examine, shown, verify
 
 FIRST, SECOND = "part-0000000.parquet", "part-0000001.parquet"
 ID = "astronaut ü.png"  # of the first row of the first part
@@ -462,7 +462,7 @@ def test_names_cannot_steer_a_terminal(run_copy):
     lines = told(run_copy)
     assert f"pseudo_labels/{FIRST}: {name!r} is there and not in its manifest" in lines
     assert all(line.isprintable() for line in lines)
-    assert printable("ü \x07\n") == r"ü \x07\n"
+    assert shown("ü \x07\n") == r"ü \x07\n"
 
 
 def test_many_faults_are_counted(run_copy):

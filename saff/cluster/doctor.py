@@ -5,6 +5,7 @@ functions of the facts alone.  Whatever a check raises is a finding as well.
 """
 
 import logging
+import math
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,19 +35,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from threadpoolctl import threadpool_info
 
 import saff
-from saff.cluster.parts import plan, start_ray
-from saff.config import Config
+from saff.cluster.parts import plan, pool_size, start_ray
+from saff.config import Config, Training
 from saff.errors import SettingsError
 from saff.labeling import label_image
-from saff.retries import at_once
+from saff.retries import BRIEF, patience_of
 from saff.storage import Folder, is_local, reaching, read_run
 from saff.threads import single_thread
-from saff.trained import load_trained
+from saff.trained import load_trained, start_network
 
 TO_CONNECT = 5.0  # seconds for a TCP connection
 TO_GREET = 30.0  # seconds for Ray to answer the first request, and for a process to import it
 TO_ANSWER = 60.0  # seconds for every node to answer one question; a first one starts processes
 LONGEST = 120.0  # seconds for a whole check; starting Ray is one
+TO_FETCH = 600.0  # seconds for every node to have weights; VGG-16's are 528 MB
+TO_START = 900.0  # seconds for a cluster to start nodes; on AWS five minutes are usual
 SKEW = 60.0  # seconds between clocks; S3 refuses requests that are 15 minutes off
 LEAST_SPACE = 2**30  # bytes, of a local output
 BYTES_PER_IMAGE = 100_000  # of a shard, roughly
@@ -55,6 +59,8 @@ ZIP_PER_FILE, ZIP_END = 76, 22  # bytes of a zip's headers, beside a file's name
 MOST_UPLOAD = min(ray_constants.DASHBOARD_CLIENT_MAX_SIZE, packaging.GCS_STORAGE_MAX_SIZE)
 GREET = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
+# By these three in the head's environment Ray itself knows that KubeRay starts nodes for it.
+KUBERAY = ("RAY_USAGE_STATS_KUBERAY_IN_USE", "RAY_CLOUD_INSTANCE_ID", "RAY_NODE_TYPE_NAME")
 SECRET = re.compile(r"key|token|secret|password|credential", re.IGNORECASE)
 
 
@@ -118,7 +124,14 @@ class Answer:
 
 
 def examine(
-    output: str | None, *, address: str | None, config: Config, network: str | None
+    output: str | None,
+    *,
+    address: str | None,
+    config: Config,
+    network: str | None,
+    workers: int | None = None,
+    gpus: int | None = None,
+    start_nodes: bool = False,
 ) -> Iterator[Finding]:
     """Check everything that a run needs, telling each finding as it comes.
 
@@ -132,6 +145,10 @@ def examine(
         Whose models are loaded on every node.
     network : str, optional
         Run whose trained network is loaded on every node.
+    workers, gpus : int, optional
+        As a stage is to be asked for; compared with the cluster if any is named.
+    start_nodes : bool
+        On a cluster that grows, ask for a CPU and for ``gpus`` GPUs, so that there are such nodes.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if address or os.environ.get("RAY_API_SERVER_ADDRESS"):  # jobs may be submitted from here
@@ -150,6 +167,14 @@ def examine(
     yield from joined
     if not all(finding.ok for finding in joined):
         return
+    growth = find_growth(alive_nodes())
+    if workers is not None or gpus is not None:
+        yield from tried("workers", partial(check_workers, address, workers, gpus, growth))
+    if start_nodes:
+        wanted, told = to_start(alive_nodes(), gpus or 0, growth)
+        yield told  # before the wait
+        if wanted:
+            yield from tried("start", partial(check_start, wanted), TO_START + LONGEST)
     answers = ask(alive_nodes(), look_at_versions)
     yield from gather(
         "versions",
@@ -161,7 +186,7 @@ def examine(
     for check, of_nodes in (
         ("authentication", check_authentication),
         ("clocks", check_clocks),
-        ("CPUs", check_cpus),
+        ("CPUs", partial(check_cpus, growth=growth)),
         ("GPUs", check_gpus),
         ("threads", check_threads),
         ("models", partial(check_models, config=config, network=network)),
@@ -169,6 +194,8 @@ def examine(
         ("object store", check_store),
     ):
         yield from tried(check, partial(of_nodes, nodes))
+    made = partial(check_network, nodes, config.training)
+    yield from tried("training network", made, TO_FETCH + TO_ANSWER)
 
 
 # How checks run
@@ -178,7 +205,7 @@ def caught(check: str, work: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """Run a check; one that raises is a finding."""
     found = []
     try:
-        with at_once():
+        with patience_of(BRIEF):
             for finding in work():
                 found.append(finding)
     except (Exception, SystemExit) as error:  # a thread would swallow the second
@@ -220,8 +247,12 @@ def ask(
     question: Callable[..., Any],
     *arguments: Any,
     seconds: float = TO_ANSWER,
+    late: str = "",
 ) -> list[Answer]:
-    """Call a function once on every node, whatever else is running there."""
+    """Call a function once on every node, whatever else is running there.
+
+    ``late`` says what to do about one that takes longer than ``seconds``.
+    """
     tasks = [
         ray.remote(_answer)
         .options(
@@ -237,7 +268,8 @@ def ask(
     for node, task in zip(nodes, tasks, strict=True):
         if task not in ready:
             ray.cancel(task, force=True)
-            answers.append(Answer(node, error=f"no answer within {seconds:g} s"))
+            error = "; ".join(filter(None, (f"no answer within {seconds:g} s", late)))
+            answers.append(Answer(node, error=error))
             continue
         try:
             answers.append(Answer(node, *ray.get(task)))
@@ -248,7 +280,7 @@ def ask(
 
 def _answer(question: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
     try:
-        with at_once():
+        with patience_of(BRIEF):
             return question(*arguments), ""
     except Exception as error:
         return None, reason(error)  # here, where the node's own secrets are known
@@ -461,6 +493,150 @@ def alive_nodes() -> list[Node]:
     ]
 
 
+class Growth(NamedTuple):
+    """CPUs and GPUs that a cluster may have once it has grown; 0 where it starts no nodes."""
+
+    cpus: float = 0
+    gpus: float = 0
+
+    def __bool__(self) -> bool:
+        """Whether it starts nodes for work."""
+        return self.cpus > 0 or self.gpus > 0
+
+
+def find_growth(nodes: Sequence[Node]) -> Growth:
+    """Whether the cluster starts nodes, as its head node tells; one that does not answer, no."""
+    answers = ask([node for node in nodes if node.head], look_at_growth)
+    return next((answer.seen for answer in answers if not answer.error), Growth())
+
+
+def look_at_growth() -> Growth:
+    """Read on the head node the settings of the cluster's autoscaler.
+
+    Ray 2.60 keeps them to itself: its monitor is started with their file.  KubeRay runs it in
+    another container, and does not tell how far the cluster may grow.
+    """
+    import psutil
+    import yaml  # type: ignore[import-untyped]  # as Ray reads them
+
+    port = ray.get_runtime_context().gcs_address.rpartition(":")[2]
+    for process in psutil.process_iter(["cmdline"]):
+        flags = dict(word.partition("=")[::2] for word in process.info["cmdline"] or ())
+        path = flags.get("--autoscaling-config")
+        if path and flags.get("--gcs-address", "").rpartition(":")[2] == port:
+            settings = yaml.safe_load(Path(path).expanduser().read_text())
+            return Growth(most(settings, "CPU"), most(settings, "GPU"))
+    return Growth(math.inf, math.inf) if os.environ.keys() >= set(KUBERAY) else Growth()
+
+
+def most(settings: dict[str, Any], kind: str) -> float:
+    """How much of a resource an autoscaler may come to: first the nodes that have most of it."""
+    groups = dict(settings["available_node_types"])
+    head = groups.pop(settings["head_node_type"])
+    left = settings.get("max_workers", math.inf)
+    each = [
+        (float(group.get("resources", {}).get(kind, 0)), group.get("max_workers", left))
+        for group in groups.values()
+    ]
+    total = float(head.get("resources", {}).get(kind, 0))
+    for amount, nodes in sorted(each, reverse=True):
+        if amount:
+            total += amount * min(nodes, left)
+            left -= min(nodes, left)
+    return total
+
+
+def check_workers(
+    address: str | None, workers: int | None, gpus: int | None, growth: Growth
+) -> Iterator[Finding]:
+    """Whether a stage finds place for its workers."""
+    with as_a_stage(address):
+        size, on_gpu = pool_size(workers, gpus)
+    nodes = alive_nodes()
+    there = sum(node.gpus if on_gpu else node.cpus for node in nodes)
+    yield judge_workers(size, there, growth, on_gpu=on_gpu)
+
+
+@contextmanager
+def as_a_stage(address: str | None) -> Iterator[None]:
+    """Name the cluster in the environment, where stages look for it."""
+    before = os.environ.get("RAY_ADDRESS")
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    try:
+        yield
+    finally:
+        if address and before is None:
+            del os.environ["RAY_ADDRESS"]
+        elif before is not None:
+            os.environ["RAY_ADDRESS"] = before
+
+
+def judge_workers(size: int, there: float, growth: Growth, *, on_gpu: bool) -> Finding:
+    """Compare the size of a pool with what is there, or may come."""
+    kind, option = ("GPU", "--gpus") if on_gpu else ("CPU", "--workers")
+    come = max(there, growth.gpus if on_gpu else growth.cpus)
+    told = f"{size}, one a {kind}; {count(there, kind)} now"
+    if come > there:
+        told += ", nodes start for work" + (f", {come:g} at most" if come < math.inf else "")
+    if size <= come:
+        return Finding("workers", True, told)
+    more = "raise max_workers of the cluster" if growth else "add nodes"
+    remedy = f"name {option} {come:g} at most, or {more}" if come else f"{more}: none has a {kind}"
+    return Finding("workers", False, f"{told}, so they would wait for ever", remedy)
+
+
+def to_start(nodes: Sequence[Node], gpus: int, growth: Growth) -> tuple[list[str], Finding]:
+    """Choose what to ask a cluster for, ``CPU`` or ``GPU`` for each worker, and tell it."""
+    gpus = int(min(gpus, growth.gpus))  # that there cannot be more is told with the workers
+    wanted = ["CPU"] if growth.cpus and not any(node.cpus for node in nodes) else []
+    wanted += ["GPU"] * gpus if gpus > sum(node.gpus for node in nodes) else []
+    if wanted:
+        told = f"asks for {amounts(wanted)} and waits {TO_START / 60:g} min at most"
+    elif growth:
+        told = "nothing, such nodes are there"
+    else:
+        told = "nothing, this cluster starts no nodes"
+    return wanted, Finding("start", True, told)
+
+
+def check_start(wanted: Sequence[str], seconds: float = TO_START) -> Iterator[Finding]:
+    """Ask for workers as a stage does, and see whether nodes come for them."""
+    begin = time.monotonic()
+    started: Any = ray.remote(Worker)
+    workers = [
+        started.options(num_cpus=int(kind == "CPU"), num_gpus=int(kind == "GPU")).remote()
+        for kind in wanted
+    ]
+    tasks = [worker.answer.remote() for worker in workers]
+    try:
+        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=seconds)
+        ray.get(ready)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+    late = [kind for kind, task in zip(wanted, tasks, strict=True) if task not in ready]
+    yield judge_start(wanted, late, time.monotonic() - begin)
+
+
+class Worker:
+    """Holds a CPU or a GPU, as a worker of a stage."""
+
+    def answer(self) -> None:
+        """Return, once there is a node for it."""
+
+
+def judge_start(wanted: Sequence[str], late: Sequence[str], seconds: float) -> Finding:
+    """Tell what has come, or what has not."""
+    if not late:
+        return Finding("start", True, f"{amounts(wanted)} after {seconds:.0f} s")
+    remedy = (
+        "ask ray status on the head node what it waits for: a quota of the cloud, a node whose "
+        "setup fails, or work that holds all there is"
+    )
+    return Finding("start", False, f"no node for {amounts(late)} within {seconds:.0f} s", remedy)
+
+
 class Versions(NamedTuple):
     """What must be the same everywhere."""
 
@@ -532,11 +708,14 @@ def judge_clock(sent: float, received: float, node: Node, seen: float) -> Fault 
     return Fault(f"its clock is {off:.0f} s off the driver's", "let NTP set the clocks")
 
 
-def check_cpus(nodes: Sequence[Node]) -> Iterator[Finding]:
+def check_cpus(nodes: Sequence[Node], growth: Growth) -> Iterator[Finding]:
     """CPU slots: one image each."""
     if not any(node.cpus for node in nodes):
-        remedy = "ray start with --num-cpus above 0; where nodes start for work, ask again then"
-        yield Finding("CPUs", False, "no slots, so no task can run now", remedy)
+        if growth.cpus:
+            yield Finding("CPUs", True, "none now; nodes start for work (check: --start-nodes)")
+        else:
+            remedy = "ray start another node, or this one with --num-cpus above 0"
+            yield Finding("CPUs", False, "no slots, so no task can run", remedy)
         return
     yield from gather("CPUs", ask(nodes, cores), judge_cpus, tell_cpus)
 
@@ -658,6 +837,27 @@ def use_models(config: Config, network: str | None) -> float:
     return time.perf_counter() - start
 
 
+def check_network(nodes: Sequence[Node], training: Training) -> Iterator[Finding]:
+    """Whether every node can make the network that training starts from."""
+    late = (
+        "put its weights on storage that every node shares, and name them with "
+        "training.network_weights in the configuration"
+    )
+    yield from gather(
+        "training network",
+        ask(nodes, make_network, training, seconds=TO_FETCH, late=late),
+        no_fault,
+        lambda fine: f"{training.network}: made in at most {max(a.seen for a in fine):.1f} s",
+    )
+
+
+def make_network(training: Training) -> float:
+    """Make the network that training starts from; gives the seconds it took."""
+    start = time.perf_counter()
+    start_network(training)
+    return time.perf_counter() - start
+
+
 def check_shared(nodes: Sequence[Node], output: str | None) -> Iterator[Finding]:
     """Whether every node reaches the same storage as the driver, and may write there."""
     if output is None:
@@ -771,6 +971,11 @@ def judge_spill(node: Node, seen: Store) -> Fault | None:
 def show(size: float) -> str:
     """Bytes for a person."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def amounts(kinds: Sequence[str]) -> str:
+    """``1 CPU and 2 GPUs``, each kind counted."""
+    return " and ".join(count(kinds.count(kind), kind) for kind in dict.fromkeys(kinds))
 
 
 def count(things: Sequence[Any] | float, name: str) -> str:

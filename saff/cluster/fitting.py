@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from saff import images, metrics
 from saff.arrays import AnyArray
 from saff.boundaries import Counts, Scores, count_matches, summarise
-from saff.cluster.parts import start_ray, told_plainly
+from saff.cluster.parts import start_ray
 from saff.edges import Edges, fitting as edge_fitting
 from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
 from saff.edges.learned import KIND as EDGE_KIND, to_arrays
@@ -22,7 +23,7 @@ from saff.progress import Progress
 from saff.saliency import fitting
 from saff.saliency.drfi import KIND
 from saff.saliency.fitting import Boosting, Example
-from saff.storage import Folder, Row, reaching, read_bytes
+from saff.storage import NO_FILE, Folder, Row, reaching, read_bytes
 from saff.threads import single_thread
 
 FEWEST = 2  # images a fold
@@ -129,8 +130,13 @@ def fit_saliency(
 
 
 def _get(reference: Any) -> Any:
-    with told_plainly():
+    """Wait for a task; its SettingsError comes as it was raised there, without Ray's traceback."""
+    try:
         return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, SettingsError):
+            raise error.cause from None
+        raise
 
 
 def _read_truth(row: Row, truth: str, truth_format: TruthFormat) -> tuple[AnyArray, AnyArray]:
@@ -144,7 +150,9 @@ def _read_example(row: Row, truth: str, truth_format: TruthFormat) -> tuple[Exam
     try:
         mask, valid = _read_truth(row, truth, truth_format)
         return fitting.make_example(images.decode(read_bytes(row["uri"])), mask, valid), ""
-    except (ValueError, OSError) as error:  # the image's own fault, or its mask's
+    except SettingsError:  # the storage's fault
+        raise
+    except (ValueError, *NO_FILE) as error:  # the image's own fault, or its mask's
         return None, str(error)
 
 

@@ -27,6 +27,7 @@ from saff.config import Config
 from saff.errors import SettingsError
 from saff.labeling import LabeledImage, label_image, load_models
 from saff.progress import PATIENCE
+from saff.retries import BRIEF, patience_of
 from saff.storage import (
     PSEUDO_LABELS,
     Folder,
@@ -98,14 +99,15 @@ class LabelPart:
         """Write the shard of ``row["part"]``."""
         stage = Stage(self.output, STAGE, PSEUDO_LABELS)
         return stage.do_part(
-            row["part"],
+            row,
             lambda rows: [label_row(r["image_id"], r["uri"], self.config) for r in rows],
         )
 
 
 def describe_run(source: str, config: Config) -> Row:
     """Sum up what decides a run's content; loads the models, so that a bad one stops here."""
-    models = load_models(config)
+    with patience_of(BRIEF):  # weights from a place that a person named
+        models = load_models(config)
     label_image(
         np.zeros((32, 32, 3), np.uint8), config, models
     )  # settings that cannot work together

@@ -9,17 +9,19 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
+from urllib.parse import urlsplit
 
+import cv2
 import pyarrow as pa
 import ray
 import ray.data
-import torch
-from ray.exceptions import RayTaskError
 
 from saff import images
 from saff.arrays import Image
@@ -29,8 +31,9 @@ from saff.cluster.watchdog import watched
 from saff.errors import SettingsError
 from saff.images import ImageError
 from saff.progress import PATIENCE, Progress
-from saff.retries import at_once
+from saff.retries import BAD_ADDRESS, BRIEF, FINAL_CODES, UNAUTHORISED, code_of, patience_of
 from saff.storage import (
+    NO_FILE,
     Folder,
     Row,
     count_rows,
@@ -43,9 +46,13 @@ from saff.storage import (
     write_rows,
 )
 
-MACHINES_FAULT = (OSError, MemoryError, torch.OutOfMemoryError, SettingsError)
-NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+MACHINES_FAULT = (OSError, MemoryError, SettingsError)
+DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL", "DefaultCPUAllocator")  # of torch's errors
+LARGEST_FILE = 2 * 2**30  # bytes; no image of max_pixels is larger
 NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
+# What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
+ON_CPU = {"CPU": 1.0}
+ON_GPU = {"CPU": 0.0, "GPU": 1.0}
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
 
 
@@ -105,24 +112,48 @@ def guarded(work: Callable[[Image], Row], image: Image) -> Row:
     """Do the work; nothing an image holds may end a job, so a defect of ours is its error."""
     try:
         return work(image)
-    except MACHINES_FAULT:
-        raise
     except Exception as error:
+        if is_machines_fault(error):
+            raise
         text = f"labeling failed: {type(error).__name__}: {error}"
         plain = text.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
         return {"error": plain, "error_kind": "labeling_failed"}
 
 
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether an error is this machine's or the storage's, and would meet every image."""
+    if isinstance(error, RuntimeError):  # torch has few kinds: a lost GPU, no memory
+        return any(word in str(error) for word in DEVICE_WORDS) or "out of memory" in str(error)
+    if isinstance(error, cv2.error):
+        return error.code == cv2.Error.STS_NO_MEM
+    return isinstance(error, MACHINES_FAULT)
+
+
 def _read(uri: str) -> bytes:
     """Read an image's bytes; only what is wrong with this one file is an ImageError."""
+    fs, path = locate(uri, signed=True)
     try:
+        urlsplit(uri)
+    except ValueError as error:
+        raise ImageError("not_readable", "the image's uri is no address") from error
+    try:
+        if is_local(fs) and (size := os.stat(path).st_size) > LARGEST_FILE:
+            raise ImageError("not_an_image", f"a file of {size:,} bytes is no image")
         return read_bytes(uri)
     except OSError as error:
         if isinstance(error, NO_FILE) or error.errno in NO_FILE_CODES:
             raise ImageError("not_found", "there is no file at the image's uri") from error
-        if isinstance(error, PermissionError) and is_local(locate(uri)[0]):
+        if isinstance(error, PermissionError) and is_local(fs):
             raise ImageError("not_readable", "no right to read the image's file") from error
+        code = code_of(error)
+        if code in FINAL_CODES and code != UNAUTHORISED:
+            why = f"the store does not give this image out ({code})"
+            raise ImageError("not_readable", why) from error
         raise  # an object store refuses credentials, not single images
+    except ValueError as error:
+        if code_of(error) != BAD_ADDRESS:
+            raise
+        raise ImageError("not_readable", "the image's uri is no address") from error
 
 
 # One part
@@ -152,24 +183,25 @@ class Stage:
         return self.output / self.name
 
     def do_part(
-        self, part: str, work: Callable[[list[Row]], Iterable[Row]], together: int = 1
+        self, task: dict[str, Any], work: Callable[[list[Row]], Iterable[Row]], together: int = 1
     ) -> dict[str, Any]:
         """Write the shard of a part; rows of an older shard that succeeded are kept.
 
         Parameters
         ----------
-        part : str
-            Name of the part.
+        task : dict
+            ``part``, its name, and perhaps ``job``, as :func:`map_parts` gives them.
         work : callable
             From some of its manifest rows to a row for each, in their order.
         together : int
             Manifest rows that it is given at once, at most.
         """
-        note = begin(self.folder, part)
+        part = task["part"]
+        note = begin(self.folder, part, task.get("job", ""))
         try:
             count, failed, kept = self._write(part, work, together, note)
         except Exception:  # told by itself: no process has died
-            with suppress(Exception), at_once():
+            with suppress(Exception), patience_of(BRIEF):
                 note.done()
             raise
         note.done()
@@ -397,46 +429,111 @@ def map_parts(
     *,
     compute: Any = None,
     patience: float = PATIENCE,
-    **resources: Any,
+    worker: Mapping[str, float] = ON_CPU,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """Run a task over parts with Ray Data, giving each one's result as it comes.
 
     Parameters
     ----------
     task : callable or class
-        From ``{"part": name}`` to a dict; a class is made once in each actor of ``compute``.
+        From ``{"part": name, "job": id}`` to a dict; a class is made once in each actor of
+        ``compute``.
     names : list of str
         Parts.
     compute : ray.data.ActorPoolStrategy, optional
         A pool of actors; without it, tasks.
     patience : float
         Seconds without any part done after which the job ends.
-    **resources
-        ``num_cpus`` (1), ``num_gpus`` and what else Ray Data's ``map`` takes.
+    worker : mapping of str to float
+        What each task or actor asks of its node, :data:`ON_CPU` or :data:`ON_GPU`.
+    **options
+        What else Ray Data's ``map`` takes.
 
     Raises
     ------
     SettingsError
-        If a task raised one, or nothing moves; other faults of a task come as Ray gives them.
+        If a task met what is no image's fault, or nothing moves; a defect of ours comes as Ray
+        gives it.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; ours counts images
+    job = uuid.uuid4().hex
     parts = ray.data.from_items(
-        [{"part": name} for name in names], override_num_blocks=min(len(names), MOST_BLOCKS)
+        [{"part": name, "job": job} for name in names],
+        override_num_blocks=min(len(names), MOST_BLOCKS),
     )
-    results = parts.map(task, compute=compute, **{"num_cpus": 1, **resources})
+    asked_for = {"num_cpus": worker["CPU"], "num_gpus": worker.get("GPU", 0)}
+    how: dict[str, Any] = {"compute": compute, **asked_for, **options}
+    telling: Any = Telling(task)
+    if isinstance(task, type):
+        telling, given = TellingActor, how.get("fn_constructor_args", ())
+        how["fn_constructor_args"] = (task, *given)
+    results = parts.map(telling, **how)
     for name in ("execution", "progress"):  # its own account of the plan, and that bars are off
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
-    with told_plainly():
-        yield from watched(results.iter_rows(), patience * -(-len(names) // MOST_BLOCKS))
+    for result in watched(results.iter_rows(), patience * -(-len(names) // MOST_BLOCKS)):
+        if fault := result.pop("fault"):
+            raise SettingsError(fault)
+        yield result
 
 
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Raise the SettingsError of a task as it was raised there, without Ray's traceback."""
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, SettingsError):
-            raise error.cause from None
-        raise
+# In a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """A task whose ``fault`` is part of its result: Ray would wrap what it raised, and log pages.
+
+    Attributes
+    ----------
+    task : callable
+        From a part's row to a dict.
+    """
+
+    task: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do it; ``fault`` is empty, or says what this machine or the storage could not do."""
+        try:
+            return {**self.task(row), "fault": ""}
+        except Exception as error:
+            if not is_machines_fault(error):
+                raise
+            return {"fault": told(error, row["part"])}
+
+
+class TellingActor:
+    """The same for a task that has to be made: what goes wrong then is told by its first part.
+
+    Parameters
+    ----------
+    make : class
+        Of the task.
+    *arguments
+        To make it.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self.task, self.fault = None, ""
+        try:
+            self.task = Telling(make(*arguments))
+        except Exception as error:
+            if not is_machines_fault(error):
+                raise
+            self.fault = told(error, "the start of a worker")
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Do the part of a row."""
+        return self.task(row) if self.task else {"fault": self.fault}
+
+
+def told(error: BaseException, where: str) -> str:
+    """Say in a line what ended a job."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    why = f"{type(error).__name__}: {error}".rstrip(": ")
+    return (
+        f"{why} (at {where} on {socket.gethostname()}); no image is at fault, what was done before "
+        "stays, and the same command continues"
+    )

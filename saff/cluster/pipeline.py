@@ -17,7 +17,7 @@ from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.storage import Folder, Row, read_rows
+from saff.storage import Folder, Row, read_all_rows
 
 ROUNDS = 2  # a second one pays; docs/results.md
 COMPARED = ["image_id", "height", "width", "confidence"]
@@ -149,9 +149,9 @@ class ComparePart:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Give the sum of the IoUs of ``row["part"]`` and the number of images."""
         part = row["part"]
-        masks = {r["image_id"]: _mask(r) for r in read_rows(self.one, part, COMPARED)}
+        masks = {r["image_id"]: _mask(r) for r in read_all_rows(self.one, part, COMPARED)}
         found = []
-        for other in read_rows(self.other, part, COMPARED):
+        for other in read_all_rows(self.other, part, COMPARED):
             a, b = masks.get(other["image_id"]), _mask(other)
             if a is not None and b is not None and a.shape == b.shape:
                 union = np.count_nonzero(a | b)

@@ -16,11 +16,13 @@ import saff
 from saff import images
 from saff.arrays import Image, PixelMap
 from saff.cluster.parts import (
-    MACHINES_FAULT,
+    ON_CPU,
+    ON_GPU,
     Plan,
     Stage,
     count_done,
     guarded,
+    is_machines_fault,
     map_parts,
     open_image,
     plan,
@@ -72,7 +74,7 @@ class PredictPart:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
-        return self.stage.do_part(row["part"], self.rows, TOGETHER)
+        return self.stage.do_part(row, self.rows, TOGETHER)
 
     def rows(self, manifest_rows: list[Row]) -> list[Row]:
         """Rows of some images; an image that is at fault gives a row that says so."""
@@ -83,9 +85,9 @@ class PredictPart:
         try:
             found = predict_many(self.network, good, self.settings, self.device, sizes)
             columns = iter([encode_prediction(confidence) for confidence in found])
-        except MACHINES_FAULT:
-            raise
-        except Exception:  # one of them is at fault: which, is found one by one
+        except Exception as error:  # one of them is at fault: which, is found one by one
+            if is_machines_fault(error):
+                raise
             singly = [partial(self._one, size=size) for size in sizes]
             columns = iter([guarded(one, image) for one, image in zip(singly, good, strict=True)])
         return [row if image is None else row | next(columns) for row, image in opened]
@@ -159,6 +161,8 @@ def predict_corpus(
     trained = load_trained(network_run)
     folder = output / stage
     if restart:
+        start_ray()
+        pool_size(workers, gpus)  # refused before anything is forgotten
         for name in (*folder.names(".parquet"), "run.json"):
             folder.remove(name)
     if source is not None:
@@ -174,8 +178,7 @@ def predict_corpus(
             todo.parts,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
             fn_constructor_args=(output, stage, network_run, settings, on_gpu),
-            num_gpus=1 if on_gpu else 0,
-            num_cpus=0 if on_gpu else 1,  # a CPU could be asked of another node
+            worker=ON_GPU if on_gpu else ON_CPU,
             patience=patience,
         )
         count_done("predict", todo, results)

@@ -4,7 +4,8 @@ A fault that Python can catch is a row at once.  A crash inside a decoder, or a 
 killed for its memory, is not: Ray starts the part again, for ever.  So a part leaves a note that it
 was begun.  Who finds the note works carefully: one image at a time, its id noted before.  An image
 that is noted when a process dies, again and again, is at fault; one that was unlucky is not, as
-machines that are taken away seldom meet the same image.
+machines that are taken away seldom meet the same image.  A job that is stopped takes its processes
+with it, so only those count that died while their job went on.
 """
 
 import json
@@ -32,6 +33,8 @@ class Note:
         Of the notes.
     part : str
         Name of the part.
+    job : str
+        Which job works on it.
     again : bool
         Whether an earlier attempt did not come to its end.
     deaths : dict of str to int
@@ -40,6 +43,7 @@ class Note:
 
     folder: Folder
     part: str
+    job: str
     again: bool = False
     deaths: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +54,7 @@ class Note:
 
     def at(self, image_id: str) -> None:
         """Note the image that comes next."""
-        content = {"at": image_id, "deaths": self.deaths}
+        content = {"job": self.job, "at": image_id, "deaths": self.deaths}
         self.folder.write(self.part, json.dumps(content).encode())
 
     def done(self) -> None:
@@ -58,7 +62,7 @@ class Note:
         self.folder.remove(self.part)
 
 
-def begin(stage: Folder, part: str) -> Note:
+def begin(stage: Folder, part: str, job: str) -> Note:
     """Note that work on a part begins, and read what an earlier attempt has left.
 
     Parameters
@@ -67,6 +71,8 @@ def begin(stage: Folder, part: str) -> Note:
         Of the shards.
     part : str
         Name of the part.
+    job : str
+        Which job works on it; another one for each start of a driver.
 
     Returns
     -------
@@ -77,18 +83,19 @@ def begin(stage: Folder, part: str) -> Note:
     try:
         left = folder.read(part)
     except FileNotFoundError:
-        note = Note(folder, part)
+        note = Note(folder, part, job)
     else:
-        note = Note(folder, part, again=True, deaths=_deaths(left))
+        note = Note(folder, part, job, again=True, deaths=_deaths(left, job))
     note.at("")
     return note
 
 
-def _deaths(left: bytes) -> dict[str, int]:
+def _deaths(left: bytes, job: str) -> dict[str, int]:
+    """Count the deaths that a note tells of, the last one if it was in the same job."""
     try:
         content = json.loads(left)
         deaths = {str(i): int(died) for i, died in content["deaths"].items()}
-        at = str(content["at"])
+        at = str(content["at"]) if content["job"] == job else ""
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {**deaths, at: deaths.get(at, 0) + 1} if at else deaths
@@ -98,8 +105,9 @@ def tidy(stage: Folder) -> None:
     """Remove what processes that died have left in a stage; only when nobody is at work."""
     stage.sweep()
     folder = stage / FOLDER
+    folder.sweep()
     for part in folder.names(""):
         folder.remove(part)
     if is_local(folder.fs):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # not there, or a network file system holds something in it
             os.rmdir(folder.path)

@@ -23,7 +23,7 @@ from saff.config import Config
 from saff.labeling import load_models, spread_map
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.storage import PREDICTIONS, Folder, Row, claim, read_rows, read_run, with_digest
+from saff.storage import PREDICTIONS, Folder, Row, claim, read_all_rows, read_run, with_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class RefinePart:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
-        found = read_rows(self.output / self.predictions, row["part"])
+        found = read_all_rows(self.output / self.predictions, row["part"])
         predicted = {r["image_id"]: r for r in found}
         stage = Stage(self.output, self.labels, PREDICTIONS)
-        return stage.do_part(row["part"], lambda rows: [self._row(r, predicted) for r in rows])
+        return stage.do_part(row, lambda rows: [self._row(r, predicted) for r in rows])
 
     def _row(self, manifest_row: Row, predicted: dict[str, Row]) -> Row:
         prediction = predicted[manifest_row["image_id"]]

@@ -24,7 +24,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saff.cluster.parts import gpus_to_use, start_ray
+from saff.cluster.parts import ON_CPU, ON_GPU, gpus_to_use, start_ray
 from saff.cluster.watchdog import StalledError, stalled
 from saff.config import Training
 from saff.errors import SettingsError
@@ -118,10 +118,12 @@ def train_network(
     """
     home = output / round_folder if round_folder else output
     results = NetworkFolder(home / "network")
-    if restart:
-        results.clear()
     corpus = open_corpus(output / stage)
     run = describe(training, corpus, {"stage": stage, "digest": _labels_digest(output, stage)})
+    if restart:
+        start_ray()
+        scale(workers, gpus, training.batch)  # refused before anything is forgotten
+        results.clear()
     results.claim(run)
     if results.is_done():
         return results
@@ -137,7 +139,7 @@ def train_network(
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=on_gpu,
-            resources_per_worker={"GPU": 1, "CPU": 0} if on_gpu else {"CPU": 1},
+            resources_per_worker=ON_GPU if on_gpu else ON_CPU,
         ),
         run_config=RunConfig(  # its own folder holds nothing that is needed afterwards
             name=name,

@@ -34,10 +34,13 @@ def watched(items: Iterable[Item], patience: float) -> Iterator[Item]:
         If no item came for ``patience`` seconds.
     """
     found: Queue[Any] = Queue()
+    ended = threading.Event()
 
     def pull() -> None:
         try:
             for item in items:
+                if ended.is_set():
+                    return  # nobody waits: what is left of the work ends with its iterator
                 found.put((item, None))
         except BaseException as error:  # raised again where it is waited for
             found.put((END, error))
@@ -45,16 +48,19 @@ def watched(items: Iterable[Item], patience: float) -> Iterator[Item]:
             found.put((END, None))
 
     threading.Thread(target=pull, daemon=True).start()
-    while True:
-        try:
-            item, error = found.get(timeout=patience)
-        except Empty:
-            raise stalled(patience) from None
-        if error is not None:
-            raise error
-        if item is END:
-            return
-        yield item
+    try:
+        while True:
+            try:
+                item, error = found.get(timeout=patience)
+            except Empty:
+                raise stalled(patience) from None
+            if error is not None:
+                raise error
+            if item is END:
+                return
+            yield item
+    finally:
+        ended.set()
 
 
 def stalled(patience: float) -> StalledError:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-import fsspec
 import torch
 from torch import Tensor, nn
 
-from saff.errors import WeightsError
+from saff.errors import SettingsError, WeightsError
+from saff.storage import asked, locate, public
 
 
 class WeightsFile(NamedTuple):
@@ -42,8 +42,11 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
         If it cannot be read or its checksum is another.
     """
     try:
-        with fsspec.open(source, "rb") as file:
-            data: bytes = file.read()
+        fs, path = locate(source)
+    except SettingsError as error:  # a login, say, which run.json would keep; not repeated here
+        raise WeightsError(f"cannot read the weights {public(source)}: {error}") from error
+    try:
+        data: bytes = asked(fs, fs.cat_file, path)
     except Exception as error:  # every kind of storage raises its own
         raise WeightsError(f"cannot read the weights {source}: {error}") from error
     found = hashlib.sha256(data).hexdigest()

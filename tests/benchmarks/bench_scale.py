@@ -53,7 +53,7 @@ class ConstantPart:
         stage = Stage(self.output, "pseudo_labels", PSEUDO_LABELS)
         work = lambda image: self.columns  # noqa: E731
         return stage.do_part(
-            row["part"],
+            row,
             lambda rows: [image_row(r, PSEUDO_LABELS, MAX_PIXELS, work) for r in rows],
         )
 

@@ -1,0 +1,142 @@
+"""Clusters and images that kill, memory that ends, nodes that do not come, storage that hangs."""
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from saff.cluster.training import train_network
+from saff.cluster.watchdog import StalledError
+from saff.config import Training
+from saff.storage import Folder, read_rows
+from test_job import JOB, SETTINGS, SMALL, nodes, run, stored
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TRAINING = Training(crop=64, side=96, batch=4, steps=4, checkpoint_every=2, warmup=1)
+GIB = 2**30
+
+
+# Images and memory
+
+
+@pytest.fixture(scope="module")
+def back_ends(tmp_path_factory):
+    """A folder with saliency back ends that end their process; workers find it."""
+    folder = tmp_path_factory.mktemp("backends")
+    (folder / "deadly.py").write_text(
+        "import os, signal, time\n"
+        "import numpy as np\n"
+        "from saff import saliency\n"
+        "class Poisoned:\n"
+        "    def __init__(self):\n"
+        "        self.alive = saliency.load('drfi')\n"
+        "    def __call__(self, image):\n"
+        "        if image.shape[0] == 127:  # the size of one of the photographs\n"
+        "            self.end()\n"
+        "        return self.alive(image)\n"
+        "    def end(self):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "class Hungry(Poisoned):\n"
+        "    def end(self):\n"
+        "        path = os.environ['SAFF_TEST_HUNGER']\n"
+        "        try:\n"
+        "            os.close(os.open(path, os.O_CREAT | os.O_EXCL))\n"
+        "        except FileExistsError:\n"
+        "            return\n"
+        "        kept = []\n"
+        "        for _ in range(40):  # 5 GiB, slower than a monitor looks\n"
+        "            kept.append(np.ones(2**24))\n"
+        "            time.sleep(0.05)\n"
+        "        time.sleep(60)\n"
+        "        open(path + '.survived', 'w').close()\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder))
+        yield folder
+
+
+def test_an_image_that_always_kills_its_worker_is_a_row(
+    crops, crop_rows, back_ends, tmp_path, monkeypatch
+):
+    settings = dataclasses.replace(SMALL, saliency="deadly:Poisoned")
+    with nodes(0, 2):
+        done = run(crops, tmp_path, settings)
+    assert (done.images, done.done, done.failed, done.left) == (26, 26, 3, 0)
+    rows = stored(tmp_path)
+    (killed,) = (i for i, row in rows.items() if row["error_kind"] == "process_killed")
+    assert crop_rows[killed]["height"] == 127
+    assert {i: row for i, row in rows.items() if i != killed} == {
+        i: row for i, row in crop_rows.items() if i != killed
+    }
+
+
+def test_a_worker_that_takes_all_memory_is_ended_and_the_image_done(
+    crops, crop_rows, back_ends, tmp_path, monkeypatch
+):
+    memory = psutil.virtual_memory()
+    if memory.available < 8 * GIB:
+        pytest.skip("less than 8 GiB of memory are free")
+    used = 1 - memory.available / memory.total
+    # Ray's monitor ends a worker where 3 GiB more are used than now
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + 3 * GIB / memory.total:.4f}")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    monkeypatch.setenv("SAFF_TEST_HUNGER", str(tmp_path / "hunger"))
+    with nodes(0, 2):
+        run(crops, tmp_path / "out", dataclasses.replace(SMALL, saliency="deadly:Hungry"))
+    assert (tmp_path / "hunger").exists()
+    assert not (tmp_path / "hunger.survived").exists()
+    assert stored(tmp_path / "out") == crop_rows
+
+
+# Stalls
+
+
+def test_a_job_on_a_cluster_without_cpus_says_what_it_waits_for(crops, tmp_path):
+    settings = tmp_path / "small.json"
+    settings.write_text(SETTINGS)
+    command = [*JOB, "--images", str(crops), "--output", str(tmp_path / "out")]
+    command += ["--config", str(settings), "--patience", "0.1"]
+    with nodes(0) as cluster:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("saff: nothing was done for 6 s: it waits for nodes, as the 1 there")
+
+
+def test_a_training_whose_storage_hangs_is_ended_and_goes_on(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    output = Folder.at(str(tmp_path / "run"))
+    held = {}
+    for name in (output / "manifest").names(""):
+        for row in read_rows(output / "manifest", name):
+            path = Path(row["uri"])
+            held[path] = path.read_bytes()
+    with nodes(2):
+        try:
+            for path in held:  # whoever reads them waits for ever
+                path.unlink()
+                os.mkfifo(path)
+            start = time.monotonic()
+            with pytest.raises(StalledError, match=r"^nothing was done for 20 s: .* of 2 CPUs"):
+                train_network(output, TRAINING, patience=20)
+            assert time.monotonic() - start < 120
+        finally:
+            for path, content in held.items():
+                path.unlink()
+                path.write_bytes(content)
+        train_network(output, TRAINING)
+    assert (output / "network").exists("weights.pt")
