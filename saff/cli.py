@@ -12,18 +12,10 @@ import typer
 from saff import __version__, config as settings, evaluation, results, verification
 from saff.config import Config
 from saff.errors import SettingsError, printable
+from saff.manifests import extend_manifest, list_images, read_manifest
 from saff.progress import PATIENCE
-from saff.storage import (
-    NO_FILE,
-    Folder,
-    asked,
-    extend_manifest,
-    list_images,
-    locate,
-    reaching,
-    read_manifest,
-    read_run,
-)
+from saff.runs import claim_source, read_run
+from saff.storage import NO_FILE, Folder, asked, locate, reaching
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,6 +96,10 @@ GpusOption = Annotated[
 PatienceOption = Annotated[
     float, typer.Option(min=0.1, help="Minutes without progress after which the job ends.")
 ]
+PartOption = Annotated[
+    str,
+    typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
+]
 NetworkOption = Annotated[
     str | None, typer.Option("--network", help="Run whose trained network to ask.")
 ]
@@ -162,10 +158,7 @@ def label(
     cpu_price: Annotated[
         float | None, typer.Option(min=0, help="Dollars of a CPU for an hour, for a dry run.")
     ] = None,
-    part: Annotated[
-        str,
-        typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
-    ] = "1/1",
+    part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
 ) -> None:
     """Label images: pseudo labels as Parquet shards.
@@ -219,6 +212,7 @@ def manifest(
         refuse_relative(name)
     rows = read_manifest(manifest) if manifest else list_images(given)
     folder = Folder.at(output)
+    claim_source(folder, Folder.at(given).uri)
     with reaching(folder.uri):
         parts = folder / "manifest"
         added = extend_manifest(folder, rows)
@@ -291,8 +285,11 @@ def train(
     chosen = read_config(config).training
     folder = Folder.at(output)
     read_run(folder)
+    from saff.cluster import plan
     from saff.cluster.training import train_network
 
+    if left := plan(folder).left:
+        typer.echo(f"{left:,} images are not labelled yet and not learnt from", err=True)
     results = train_network(
         folder, chosen, workers=workers, gpus=gpus, restart=restart, patience=60 * patience
     )
@@ -316,6 +313,7 @@ def reinfer(
     gpus: GpusOption = None,
     retry_failed: RetryOption = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
+    part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
 ) -> None:
     """Infer masks with a trained network: for the images of a run, or for new ones.
@@ -339,6 +337,7 @@ def reinfer(
         source = (Folder.at(given[0]).uri, rows)
     else:
         read_run(folder)
+    from saff.cluster import Share
     from saff.cluster.predictions import predict_corpus
 
     done = predict_corpus(
@@ -350,6 +349,7 @@ def reinfer(
         gpus=gpus,
         retry_failed=retry_failed,
         restart=restart,
+        share=Share.read(part),
         patience=60 * patience,
     )
     typer.echo(f"done: {done}", err=True)
@@ -453,6 +453,8 @@ def evaluate(
     for name in ("mean_pr", "mean_f", "max_f"):
         typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
     typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
+    if to_do := summary["parts_to_do"]:
+        typer.echo(f"{to_do:,} parts of the manifest are not done yet and not measured", err=True)
     typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
 
 

@@ -9,7 +9,8 @@ from skimage import data
 from saff import config, images, results
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Config
-from saff.storage import Folder, list_images
+from saff.manifests import list_images
+from saff.storage import Folder
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "motorcycle", "rocket")
 STEPS = 40  # a real training takes hundreds of steps on thousands of photographs

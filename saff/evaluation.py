@@ -17,7 +17,9 @@ from saff import metrics
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
 from saff.rows import decode_map
-from saff.storage import NO_FILE, Folder, Row, is_local, reaching, read_all_rows, read_run, telling
+from saff.runs import read_run, stage_digest
+from saff.shards import Row, read_all_rows
+from saff.storage import NO_FILE, Folder, is_local, reaching, telling
 
 TruthFormat: TypeAlias = Literal["voc", "binary"]
 COLUMNS = ["image_id", "height", "width", "confidence"]
@@ -140,7 +142,8 @@ def evaluate(
     Returns
     -------
     summary : dict
-        As in metrics.json; ``failed`` and ``without_truth`` count images that were left out.
+        As in metrics.json; ``failed`` and ``without_truth`` count images that were left out,
+        ``parts_to_do`` parts of the manifest that the stage does not have yet.
 
     Raises
     ------
@@ -165,7 +168,12 @@ def evaluate(
             f"{whole.skipped} have a mask without foreground; masks are PNG files named like "
             "the images"
         )
-    summary = whole.summary() | {"failed": failed, "without_truth": without_truth}
+    summary = whole.summary() | {
+        "failed": failed,
+        "without_truth": without_truth,
+        "parts_to_do": len({*(output / "manifest").names(".parquet")} - {*parts}),
+        "digest": stage_digest(output, stage),
+    }
     curve, folder = whole.curve(), output / "evaluation" / stage
     with reaching(folder.uri):
         folder.write("metrics.json", (json.dumps(summary, indent=2) + "\n").encode())

@@ -26,7 +26,8 @@ from saff import config
 from saff.arrays import AnyArray
 from saff.errors import SettingsError
 from saff.network import Network
-from saff.storage import Folder, Row
+from saff.shards import Row
+from saff.storage import Folder
 from saff.trained import Trained, load_trained
 
 if TYPE_CHECKING:

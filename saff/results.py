@@ -18,16 +18,11 @@ from saff import images, metrics, report
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.evaluation import evaluate as evaluate
+from saff.manifests import is_safe_id
 from saff.rows import decode_map, original
-from saff.storage import (
-    Folder,
-    Row,
-    count_rows,
-    is_safe_id,
-    reaching,
-    read_rows,
-    read_run,
-)
+from saff.runs import read_run, stage_digest
+from saff.shards import Row, count_rows, read_rows
+from saff.storage import Folder, each, reaching
 
 What = Literal["mask", "confidence", "overlay", "cutout"]
 Stage: TypeAlias = Literal["pseudo_labels", "predictions"]
@@ -45,11 +40,17 @@ def rows_of(output: Folder, stage: str, columns: list[str] | None = None) -> Ite
     SettingsError
         If the output is no run, or the stage holds nothing yet.
     """
+    names = shards_of(output, stage)
+    return (row for name in names for row in read_rows(output / stage, name, columns))
+
+
+def shards_of(output: Folder, stage: str) -> list[str]:
+    """Names of the shards of a stage; errors as of :func:`rows_of`."""
     read_run(output)
     names = (output / stage).names(".parquet")
     if not names:
         raise SettingsError(f"{output.uri} has no {stage} yet; run that job first")
-    return (row for name in names for row in read_rows(output / stage, name, columns))
+    return names
 
 
 # Pictures
@@ -203,29 +204,26 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     predicted = predictions.names(".parquet")
     labels = (output / "pseudo_labels").names(".parquet")
     stage: Stage = "pseudo_labels" if labels or not predicted else "predictions"
-    failures = []
-    total = 0
-    for row in rows_of(output, stage, ["image_id", "error", "error_kind"]):
-        total += 1
-        if row["error_kind"] is not None:
-            failures.append(report.Failure(**row))
-    found = total - len(failures)
+    names = shards_of(output, stage)
+    counts = dict(zip(names, each(count_rows, output / stage, names), strict=True))
+    total, failed = (sum(column) for column in zip(*counts.values(), strict=True))
+    found = total - failed
     facts: Row
     if stage == "predictions":
-        totals = {"images": total, "predicted": found, "failed": len(failures)}
+        totals = {"images": total, "predicted": found, "failed": failed}
         facts = {key: run[key] for key in ("saff", "digest", "network") if key in run}
     else:
-        totals = {"images": total, "labelled": found, "failed": len(failures)}
+        totals = {"images": total, "labelled": found, "failed": failed}
         facts = {key: run.get(key) for key in ("saff", "digest", "config")}
         if predicted:
-            counts = [count_rows(predictions, name) for name in predicted]
-            totals["predicted"] = sum(rows - failed for rows, failed in counts)
+            both = each(count_rows, predictions, predicted)
+            totals["predicted"] = sum(rows - bad for rows, bad in both)
     for folder, key in ((output / "network", "training"), (predictions, "inference")):
         if folder.exists("run.json"):
             facts[key] = read_run(folder).get(key)
     page = report.render(
         _cards(output, stage, max(1, -(-found // max_cards))),
-        failures,
+        _failures(output / stage, [name for name in names if counts[name][1]]),
         title=PurePosixPath(output.path).name,
         run=facts,
         totals=totals,
@@ -238,6 +236,13 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     with reaching(folder.uri):
         folder.write("index.html", page.encode())
     return folder.uri + "/index.html"
+
+
+def _failures(shards: Folder, names: list[str]) -> Iterator[report.Failure]:
+    for name in names:
+        for row in read_rows(shards, name, ["image_id", "error", "error_kind"]):
+            if row["error_kind"] is not None:
+                yield report.Failure(**row)
 
 
 def _cards(output: Folder, stage: Stage, step: int) -> Iterator[report.Card]:
@@ -299,7 +304,7 @@ def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> report
 
 
 def _measured(output: Folder) -> dict[str, report.Measured]:
-    """What evaluating each stage gave, for those stages that were evaluated."""
+    """What evaluating each stage gave, for those stages that were evaluated as they are now."""
     measured = {}
     for stage in ("pseudo_labels", "predictions"):
         folder = output / "evaluation" / stage
@@ -309,6 +314,8 @@ def _measured(output: Folder) -> dict[str, report.Measured]:
         with _parsing(folder, "metrics.json") as text:
             summary = json.loads(text)
             curve = metrics.Curve(**columns, beta_squared=summary["beta_squared"])
+            if summary.get("digest", now := stage_digest(output, stage)) != now:
+                continue  # of a network that was trained again, say
         measured[stage] = report.Measured(curve=curve, summary=summary)
     return measured
 

@@ -5,7 +5,8 @@ import hashlib
 from saff import images
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
-from saff.storage import Row, read_bytes
+from saff.shards import Row
+from saff.storage import read_bytes
 
 
 def original(row: Row) -> Image | None:

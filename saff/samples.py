@@ -27,7 +27,8 @@ from saff.arrays import AnyArray
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.rows import decode_map, original
-from saff.storage import Folder, Row, asked, count_rows, each, read_all_rows
+from saff.shards import Row, count_rows, read_all_rows
+from saff.storage import Folder, asked, each
 
 WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
 CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk

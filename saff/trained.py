@@ -27,9 +27,11 @@ from saff import network as networks
 from saff.config import Training
 from saff.errors import SettingsError, WeightsError
 from saff.network import Network
+from saff.runs import claim, read_run, with_digest
 from saff.samples import Corpus
 from saff.semantic.weights import WeightsFile, load_state
-from saff.storage import Folder, Row, claim, reaching, read_run, with_digest
+from saff.shards import Row
+from saff.storage import Folder, reaching
 from saff.training import Metrics, State, from_bytes, to_bytes
 
 COLUMNS = ("step", "loss", "accuracy", "rate", "gradient_norm", "samples", "seconds")

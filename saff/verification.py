@@ -25,25 +25,12 @@ from saff.arrays import AnyArray
 from saff.errors import SettingsError, printable
 from saff.evaluation import one_by_one
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
+from saff.manifests import part_name
 from saff.metrics import HALF
 from saff.progress import Progress
-from saff.storage import (
-    MANIFEST,
-    NO_FILE,
-    PREDICTIONS,
-    PSEUDO_LABELS,
-    ROWS_PER_GROUP,
-    Folder,
-    Row,
-    asked,
-    is_local,
-    locate,
-    part_name,
-    reaching,
-    read_bytes,
-    telling,
-    with_digest,
-)
+from saff.runs import with_digest
+from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
+from saff.storage import NO_FILE, Folder, asked, is_local, locate, reaching, read_bytes, telling
 
 STAGES = {"pseudo_labels": PSEUDO_LABELS, "predictions": PREDICTIONS}
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}

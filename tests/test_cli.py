@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 
 import saff
 from saff import cli, config
+from saff.errors import SettingsError
 from saff.images import decode, decode_png, encode_png
 from saff.inference import predict
+from saff.runs import claim
 from saff.samples import open_corpus
-from saff.storage import read_rows
+from saff.shards import read_rows
+from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
 
 ROOT = Path(__file__).parent.parent
@@ -421,3 +424,25 @@ def test_a_run_without_a_network_cannot_be_asked(call, corpus, run_copy, tmp_pat
     (run_copy / "network").write("run.json", b"{}")
     assert "training has not ended at" in refusal(call(*words, run_copy.path))
     assert not (tmp_path / "a.png").exists()
+
+
+def test_an_output_has_the_images_of_one_source(call, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cat.jpg").write_bytes(b"")
+    output = tmp_path / "out"
+    for _ in range(2):
+        code, _, err = call("manifest", tmp_path / "one", "--output", output)
+        assert code == 0, err
+    code, _, err = call("manifest", tmp_path / "other", "--output", output)
+    said = f"the images of {output} come from {tmp_path}/one, and these from {tmp_path}/other"
+    assert (code, err) == (2, f"saff: {said}; name another output\n")
+    with pytest.raises(SettingsError, match=r"come from .*/one, and these from .*/other"):
+        claim(Folder.at(str(output)), {"source": f"{tmp_path}/other", "digest": "1"})
+    claim(Folder.at(str(output)), {"source": f"{tmp_path}/one", "digest": "1"})
+
+
+def test_what_an_error_quotes_cannot_steer_a_terminal(call, tmp_path):
+    code, _, err = call("label", f"{tmp_path}/\x1b[2Jphotos", "--output", tmp_path / "out")
+    assert code == 2
+    assert err.startswith(f"saff: no images in {tmp_path}/\\x1b[2Jphotos: it holds no files")

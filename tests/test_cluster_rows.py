@@ -22,14 +22,9 @@ from saff.cluster import LabelPart, describe_run, label_row, plan, preview
 from saff.cluster.parts import guarded
 from saff.errors import SettingsError
 from saff.labeling import label_image, load_models
-from saff.storage import (
-    PSEUDO_LABELS,
-    Folder,
-    extend_manifest,
-    list_images,
-    read_rows,
-    write_rows,
-)
+from saff.manifests import extend_manifest, list_images
+from saff.shards import PSEUDO_LABELS, read_rows, write_rows
+from saff.storage import Folder
 
 RESULTS = set(PSEUDO_LABELS.names) - {"image_id", "uri", "sha256", "height", "width"}
 RESULTS -= {"error", "error_kind"}

@@ -8,7 +8,8 @@ import pytest
 from saff.cluster.estimate import choose, measure, preview, told
 from saff.cluster.parts import WHOLE, Share
 from saff.errors import SettingsError
-from saff.storage import Folder, extend_manifest, list_images
+from saff.manifests import extend_manifest, list_images
+from saff.storage import Folder
 
 
 @pytest.mark.parametrize(("stream", "count"), [(0, 3), (2, 3), (3, 3), (100, 1), (100, 0)])

@@ -29,7 +29,8 @@ from saff.cluster import label_corpus
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Inference, Training
 from saff.errors import SettingsError
-from saff.storage import UPLOAD_BYTES, Folder, list_images
+from saff.manifests import list_images
+from saff.storage import UPLOAD_BYTES, Folder
 from saff.verification import verify
 from test_job import free_port, started, wait_for
 
@@ -169,6 +170,13 @@ def test_a_listing_of_many_pages_is_whole(world, proxy):
     refused = sum(count for kind, count in proxy.faults.items() if kind not in served)
     assert proxy.requests - refused > 3  # a look, then a thousand a page
     assert proxy.faults.total() > 1
+    flat = world.bucket / "flat"
+    flat.mkdir()
+    for number in range(1100):
+        (flat / f"{number:04}").touch()
+    folder = Folder.at(f"s3://{chaos.BUCKET}/flat")
+    assert folder.names("") == [f"{number:04}" for number in range(1100)]
+    assert not folder.fs.dircache  # nothing of it is kept
 
 
 CONTENTS = {"old": b"old", "new": os.urandom(2 * UPLOAD_BYTES + 1)}  # in three pieces

@@ -17,16 +17,10 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from saff import config, modelfile
 from saff.errors import SettingsError, WeightsError
 from saff.images import ImageError, decode, decode_png, encode_png
+from saff.manifests import is_safe_id, read_manifest
 from saff.results import _names, _stem, export_path
-from saff.storage import (
-    PSEUDO_LABELS,
-    Folder,
-    count_rows,
-    is_safe_id,
-    read_column,
-    read_manifest,
-    read_rows,
-)
+from saff.shards import PSEUDO_LABELS, count_rows, read_column, read_rows
+from saff.storage import Folder
 
 KINDS = {"empty", "not_an_image", "unsupported", "truncated", "corrupt", "no_pixels"}
 KINDS |= {"too_many_pixels"}

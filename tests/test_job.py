@@ -16,7 +16,9 @@ from ray.cluster_utils import Cluster
 
 from saff import config
 from saff.cluster import label_corpus, plan
-from saff.storage import Folder, list_images, read_rows
+from saff.manifests import list_images
+from saff.shards import read_rows
+from saff.storage import Folder
 from tests.conftest import comparable
 
 pytestmark = pytest.mark.ray

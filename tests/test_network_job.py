@@ -18,7 +18,7 @@ import ray
 import torch
 
 from saff import config, images
-from saff.cluster import map_parts
+from saff.cluster import Share, map_parts
 from saff.cluster.pipeline import Scale, agreement, run_pipeline
 from saff.cluster.predictions import PredictPart, encode_prediction, predict_corpus
 from saff.cluster.training import scale, train_network
@@ -27,7 +27,9 @@ from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.labeling import spread_map
-from saff.storage import Folder, list_images, read_rows
+from saff.manifests import extend_manifest, list_images
+from saff.shards import read_rows
+from saff.storage import Folder
 from saff.trained import load_trained
 from saff.training import TrainingError
 from saff.verification import verify
@@ -163,8 +165,12 @@ def test_what_no_repetition_mends_ends_it_with_one_line(output):
         SettingsError, match=r"belongs to another run: training\.optimiser is 'sgd'"
     ):
         train_network(output, TRAINING)
-    train_network(output, dataclasses.replace(TRAINING, steps=1), restart=True)
+    one = dataclasses.replace(TRAINING, steps=1)
+    train_network(output, one, restart=True)
     assert (output / "network").exists("weights.pt")
+    with pytest.raises(SettingsError, match="1 GPUs were asked for and this machine has 0"):
+        train_network(output, one, gpus=1, restart=True)
+    assert (output / "network").exists("weights.pt")  # nothing is forgotten for what cannot work
 
 
 def test_workers_and_gpus_are_checked(one_node):
@@ -175,6 +181,8 @@ def test_workers_and_gpus_are_checked(one_node):
         scale(None, 1, 8)
     with pytest.raises(SettingsError, match="9 workers cannot share batches of 8"):
         scale(9, None, 8)
+    assert Scale(workers=2, patience=5).of_training(8) == {"workers": 2, "gpus": 0, "patience": 5}
+    assert Scale(workers=2, patience=5).of_inference(8) == {"workers": 4, "gpus": 0, "patience": 5}
 
 
 # Re-inference
@@ -195,6 +203,9 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
             assert expected.items() <= row.items()
     with pytest.raises(SettingsError, match=r"inference\.mirror is False there and True here"):
         predict_corpus(trained_once, trained_once, dataclasses.replace(INFERENCE, mirror=True))
+    with pytest.raises(SettingsError, match="1 GPUs were asked for"):
+        predict_corpus(trained_once, trained_once, INFERENCE, gpus=1, restart=True)
+    assert predictions_of(trained_once) == rows
 
 
 def test_new_images_need_the_network_alone(trained_once, corpus, tmp_path):
@@ -208,6 +219,20 @@ def test_new_images_need_the_network_alone(trained_once, corpus, tmp_path):
     np.testing.assert_array_equal(
         images.decode_png(found["confidence"]), np.rint(expected * 255).astype(np.uint8)
     )
+
+
+def test_several_jobs_share_new_images(trained_once, corpus, tmp_path):
+    output = Folder.at(str(tmp_path / "new"))
+    source = (str(corpus), list(list_images(str(corpus))))
+    with pytest.raises(SettingsError, match="has no images yet, and a share takes none in"):
+        predict_corpus(output, trained_once, INFERENCE, source=source, share=Share(1, 2))
+    extend_manifest(output, source[1])
+    for number, whole in ((1, False), (2, True)):
+        share = Share(number, 2)
+        done = predict_corpus(output, trained_once, INFERENCE, source=source, share=share)
+        assert done.left == 0
+        assert (len(predictions_of(output)) == 7) == whole
+    assert verify(output, network=trained_once).whole
 
 
 def test_an_image_that_breaks_the_network_is_a_row(trained_once, tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ import pytest
 from saff.cluster.training import train_network
 from saff.cluster.watchdog import StalledError
 from saff.config import Training
-from saff.storage import Folder, read_rows
+from saff.shards import read_rows
+from saff.storage import Folder
 from test_job import JOB, SETTINGS, SMALL, nodes, run, stored
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -10,7 +10,8 @@ import pytest
 
 from saff.cluster.parts import Stage
 from saff.cluster.quarantine import MOST_DEATHS, begin, tidy
-from saff.storage import MANIFEST, PREDICTIONS, Folder, read_rows
+from saff.shards import MANIFEST, PREDICTIONS, read_rows
+from saff.storage import Folder
 
 PART = "part-0000000.parquet"
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]

@@ -20,22 +20,14 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError, WeightsError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
+from saff.manifests import extend_manifest, list_images, read_manifest
 from saff.modelfile import shipped
 from saff.results import export, write_report
+from saff.runs import claim, read_run
 from saff.samples import Cache, Loader, batches, open_corpus
 from saff.semantic.efficientnet_lite import packaged
-from saff.storage import (
-    MANIFEST,
-    Folder,
-    claim,
-    extend_manifest,
-    list_images,
-    read_bytes,
-    read_manifest,
-    read_rows,
-    read_run,
-    write_rows,
-)
+from saff.shards import MANIFEST, read_rows, write_rows
+from saff.storage import Folder, read_bytes
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import train
 
@@ -183,6 +175,15 @@ def test_an_object_appears_whole_or_not_at_all(bucket):
     assert folder.read("old") == b"old"
     folder.write("old", b"newer")
     assert folder.read("old") == b"newer"
+
+
+def test_an_object_is_created_once(bucket):
+    folder = Folder.at(f"{bucket}/run")
+    folder.create("a", b"one")
+    folder.create("a", b"one")  # the same is no conflict
+    with pytest.raises(FileExistsError):
+        folder.create("a", b"two")
+    assert folder.read("a") == b"one"
 
 
 def test_a_run_in_a_bucket_gives_the_rows_of_a_local_one(in_bucket, finished, photos):

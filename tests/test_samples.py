@@ -11,7 +11,8 @@ from saff import images, samples
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_corpus
-from saff.storage import PSEUDO_LABELS, Folder, read_rows, write_rows
+from saff.shards import PSEUDO_LABELS, read_rows, write_rows
+from saff.storage import Folder
 
 TRAINING = Training(crop=32, side=64, batch=4, steps=5)
 

@@ -32,22 +32,13 @@ from saff.edges import load as load_edges
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.images import encode_png
+from saff.manifests import extend_manifest, read_manifest
 from saff.results import export, export_path, write_report
 from saff.rows import decode_map
 from saff.saliency import load as load_saliency
 from saff.samples import open_corpus
-from saff.storage import (
-    PSEUDO_LABELS,
-    Folder,
-    count_rows,
-    extend_manifest,
-    locate,
-    read_bytes,
-    read_column,
-    read_manifest,
-    read_rows,
-    write_rows,
-)
+from saff.shards import PSEUDO_LABELS, count_rows, read_column, read_rows, write_rows
+from saff.storage import Folder, locate, read_bytes
 from saff.trained import load_trained
 from saff.training import from_bytes
 from saff.verification import VerifyPart
@@ -102,7 +93,11 @@ UNPICKLE = ("torch.jit.", "torch.package.", "torch.hub.load", "pd.read_pickle")
 READ_PARQUET = {"ParquetFile", "read_table", "ParquetDataset", "read_parquet", "open_stream"}
 SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 TRUSTED = {"saff/cluster/doctor.py": ["imports yaml"]}  # safe_load, of the cluster's own settings
-PARQUET_READERS = {"saff/storage.py": 2, "saff/verification.py": 1}  # each checks types first
+PARQUET_READERS = {
+    "saff/manifests.py": 1,
+    "saff/shards.py": 1,
+    "saff/verification.py": 1,
+}  # each checks types first
 
 
 def findings(source):

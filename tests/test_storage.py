@@ -5,6 +5,8 @@ import os
 import random
 import socket
 import struct
+import subprocess
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -14,28 +16,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings, strategies as st
 
-from saff import storage
+from saff import manifests, runs, storage
 from saff.errors import SettingsError
 from saff.ids import Ids
-from saff.storage import (
-    MANIFEST,
-    PSEUDO_LABELS,
-    Folder,
-    claim,
-    count_rows,
-    extend_manifest,
-    is_safe_id,
-    list_images,
-    locate,
-    new_rows,
-    reaching,
-    read_bytes,
-    read_column,
-    read_manifest,
-    read_rows,
-    read_run,
-    write_rows,
-)
+from saff.manifests import extend_manifest, is_safe_id, list_images, new_rows, read_manifest
+from saff.runs import claim, read_run
+from saff.shards import MANIFEST, PSEUDO_LABELS, count_rows, read_column, read_rows, write_rows
+from saff.storage import Folder, locate, reaching, read_bytes
 
 ODD_NAMES = [
     "a b.jpg",
@@ -433,7 +420,7 @@ def test_the_manifest_grows_by_what_is_new(folder):
     [(1, [1]), (3, [2, 1]), (768, [3] * 256), (5000, [1024, 1024, 1024, 1024, 904])],
 )
 def test_parts_are_small_for_few_images_and_never_large(tmp_path, monkeypatch, images, sizes):
-    monkeypatch.setattr(storage, "LOOK_AHEAD", 4000)
+    monkeypatch.setattr(manifests, "LOOK_AHEAD", 4000)
     output = Folder.at(str(tmp_path))
     assert extend_manifest(output, rows_called(*map(str, range(images)))) == images
     manifest = output / "manifest"
@@ -715,3 +702,81 @@ def test_ids_are_known_named_and_named_twice():
         with pytest.raises(KeyError):
             ids.name(again)
     assert Ids().name("a")  # each has a table of its own
+
+
+# Two jobs at once
+
+
+def test_a_file_is_created_once(tmp_path):
+    folder = Folder.at(str(tmp_path / "new"))
+    folder.create("a", b"one")
+    folder.create("a", b"one")  # the same is no conflict
+    with pytest.raises(FileExistsError):
+        folder.create("a", b"two")
+    assert folder.read("a") == b"one"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]  # no draft
+
+
+def test_a_file_system_without_links_creates_once_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    test_a_file_is_created_once(tmp_path)
+
+
+def test_a_second_intake_at_the_same_time_ends_one_and_doubles_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "LOOK_AHEAD", 1000)  # parts of 1024; for what is left, of 3
+    output = Folder.at(str(tmp_path))
+    rows = [{"image_id": f"{n}.jpg", "uri": f"/photos/{n}.jpg"} for n in range(2000)]
+
+    def slowly():
+        for number, row in enumerate(rows):
+            if number == 1500:  # the first part is written
+                extend_manifest(output, rows)
+            yield row
+
+    with pytest.raises(SettingsError, match=r"another job takes images into .*: part-0000001"):
+        extend_manifest(output, slowly())
+    folder = output / "manifest"
+    ids = [r["image_id"] for name in folder.names(".parquet") for r in read_rows(folder, name)]
+    assert sorted(ids) == sorted(row["image_id"] for row in rows)
+    assert extend_manifest(output, rows) == 0
+
+
+def test_of_two_claims_at_the_same_time_one_is_refused(tmp_path, monkeypatch):
+    output, looked = Folder.at(str(tmp_path)), runs.is_claimed
+
+    def look_then_another_claims(*arguments):
+        found = looked(*arguments)
+        monkeypatch.setattr(runs, "is_claimed", looked)
+        claim(output, {"config": "theirs", "digest": "1"})
+        return found
+
+    monkeypatch.setattr(runs, "is_claimed", look_then_another_claims)
+    with pytest.raises(SettingsError, match="config is 'theirs' there and 'ours' here"):
+        claim(output, {"config": "ours", "digest": "2"})
+
+
+def test_an_output_that_cannot_be_looked_at_is_not_taken_for_a_new_one(tmp_path, monkeypatch):
+    folder = Folder.at(str(tmp_path))
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(type(folder.fs), "info", stale)
+    with pytest.raises(OSError, match="Stale"):
+        folder.exists("run.json")
+
+
+def test_a_scratch_file_of_a_killed_process_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f"saff-{ended.pid}-x", f"saff-{os.getpid()}-x", "saff-cache-1000", "other"):
+        (tmp_path / name).mkdir()
+    storage._remove_leftovers.cache_clear()
+    with storage._scratch() as draft:
+        Path(draft).touch()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"saff-{os.getpid()}-x", "saff-cache-1000", "other"}

@@ -21,17 +21,11 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError
 from saff.images import decode_png, encode_png
 from saff.labeling import label_image
+from saff.manifests import list_images
+from saff.runs import claim
 from saff.samples import open_corpus
-from saff.storage import (
-    MANIFEST,
-    PREDICTIONS,
-    PSEUDO_LABELS,
-    Folder,
-    claim,
-    list_images,
-    read_rows,
-    write_rows,
-)
+from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
+from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
 from saff.verification import MOST_FAULTS, VerifyPart, digest, examine, shown, verify
 

@@ -40,7 +40,8 @@ from saff.config import Config, Training
 from saff.errors import SettingsError
 from saff.labeling import label_image
 from saff.retries import BRIEF, patience_of
-from saff.storage import Folder, is_local, reaching, read_run
+from saff.runs import read_run
+from saff.storage import Folder, is_local, reaching
 from saff.threads import single_thread
 from saff.trained import load_trained, start_network
 

@@ -12,8 +12,11 @@ from saff.cluster.labels import describe_run, label_row
 from saff.cluster.parts import WHOLE, Share, plan
 from saff.config import Config
 from saff.labeling import load_models
+from saff.manifests import new_rows
 from saff.progress import duration
-from saff.storage import Folder, Row, is_claimed, new_rows, reaching, read_bytes, read_rows, telling
+from saff.runs import is_claimed
+from saff.shards import Row, read_rows
+from saff.storage import Folder, reaching, read_bytes, telling
 
 Item = TypeVar("Item")
 SEED = 0  # of the choice of images

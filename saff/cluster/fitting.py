@@ -23,7 +23,8 @@ from saff.progress import Progress
 from saff.saliency import fitting
 from saff.saliency.drfi import KIND
 from saff.saliency.fitting import Boosting, Example
-from saff.storage import NO_FILE, Folder, Row, reaching, read_bytes
+from saff.shards import Row
+from saff.storage import NO_FILE, Folder, reaching, read_bytes
 from saff.threads import single_thread
 
 FEWEST = 2  # images a fold

@@ -20,23 +20,18 @@ from saff.cluster.parts import (
     image_row,
     map_parts,
     plan,
+    refuse_empty,
     start_ray,
 )
 from saff.cluster.quarantine import tidy
 from saff.config import Config
-from saff.errors import SettingsError
 from saff.labeling import LabeledImage, label_image, load_models
+from saff.manifests import extend_manifest
 from saff.progress import PATIENCE
 from saff.retries import BRIEF, patience_of
-from saff.storage import (
-    PSEUDO_LABELS,
-    Folder,
-    Row,
-    claim,
-    extend_manifest,
-    reaching,
-    with_digest,
-)
+from saff.runs import claim, with_digest
+from saff.shards import PSEUDO_LABELS, Row
+from saff.storage import Folder
 
 STAGE = "pseudo_labels"
 
@@ -54,7 +49,7 @@ def label_row(image_id: str, uri: str, config: Config) -> Row:
     Returns
     -------
     row : dict
-        All columns of ``storage.PSEUDO_LABELS``; see :func:`saff.cluster.parts.image_row`.
+        All columns of ``shards.PSEUDO_LABELS``; see :func:`saff.cluster.parts.image_row`.
     """
     row = {"image_id": image_id, "uri": uri}
     return image_row(row, PSEUDO_LABELS, config.max_pixels, partial(_label, config=config))
@@ -176,17 +171,3 @@ def label_corpus(
             (output / "manifest").sweep()
             tidy(output / STAGE)
     return plan(output, share=share)
-
-
-def refuse_empty(output: Folder, source: str) -> None:
-    """Refuse to do a share of a run whose images were not taken in before, by ``saff manifest``.
-
-    Several jobs that listed the images at the same time would not agree on the parts.
-    """
-    with reaching(output.uri):
-        parts = (output / "manifest").names(".parquet")
-    if not parts:
-        raise SettingsError(
-            f"{output.uri} has no images yet, and a share takes none in; first, once: "
-            f"saff manifest --images {source} --output {output.uri}"
-        )

@@ -30,21 +30,11 @@ from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import watched
 from saff.errors import SettingsError
 from saff.images import ImageError
+from saff.manifests import part_number
 from saff.progress import PATIENCE, Progress
 from saff.retries import BAD_ADDRESS, BRIEF, FINAL_CODES, UNAUTHORISED, code_of, patience_of
-from saff.storage import (
-    NO_FILE,
-    Folder,
-    Row,
-    count_rows,
-    each,
-    is_local,
-    locate,
-    part_number,
-    read_all_rows,
-    read_bytes,
-    write_rows,
-)
+from saff.shards import Row, count_rows, read_all_rows, write_rows
+from saff.storage import NO_FILE, Folder, each, is_local, locate, reaching, read_bytes
 
 MACHINES_FAULT = (OSError, MemoryError, SettingsError)
 DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL", "DefaultCPUAllocator")  # of torch's errors
@@ -308,6 +298,20 @@ class Share:
 WHOLE = Share()
 
 
+def refuse_empty(output: Folder, source: str) -> None:
+    """Refuse to do a share of a run whose images were not taken in before, by ``saff manifest``.
+
+    Several jobs that listed the images at the same time would not agree on the parts.
+    """
+    with reaching(output.uri):
+        parts = (output / "manifest").names(".parquet")
+    if not parts:
+        raise SettingsError(
+            f"{output.uri} has no images yet, and a share takes none in; first, once: "
+            f"saff manifest --images {source} --output {output.uri}"
+        )
+
+
 def plan(
     output: Folder,
     stage: str = "pseudo_labels",
@@ -409,13 +413,18 @@ def pool_size(workers: int | None, gpus: int | None) -> tuple[int, bool]:
         Also if a cluster has no nodes for work yet, so that a number must be named.
     """
     gpus = gpus_to_use(workers, gpus)
-    count = gpus or workers or int(_resources().get("CPU", 0))
+    count = gpus or workers or cpus_there()
     if not count:
         raise SettingsError(
             "the cluster has no node for work yet, so it does not tell how many workers to start; "
             "name --gpus or --workers"
         )
     return count, gpus > 0
+
+
+def cpus_there() -> int:
+    """CPUs that Ray gives out on the nodes that are there now."""
+    return int(_resources().get("CPU", 0))
 
 
 def _resources() -> dict[str, float]:

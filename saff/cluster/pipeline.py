@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from saff import metrics, results
 from saff.cluster.labels import label_corpus
-from saff.cluster.parts import map_parts, start_ray
+from saff.cluster.parts import cpus_there, map_parts, start_ray
 from saff.cluster.predictions import predict_corpus
 from saff.cluster.refinement import refine_corpus
 from saff.cluster.training import scale as workers_of, train_network
@@ -17,7 +18,8 @@ from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.storage import Folder, Row, read_all_rows
+from saff.shards import Row, read_all_rows
+from saff.storage import Folder
 
 ROUNDS = 2  # a second one pays; docs/results.md
 COMPARED = ["image_id", "height", "width", "confidence"]
@@ -33,6 +35,25 @@ class Scale:
     """GPUs to train and to infer on."""
     patience: float = PATIENCE
     """Seconds without anything done after which a job ends."""
+
+    def of_training(self, batch: int) -> dict[str, Any]:
+        """Options of a training; refuses what no later stage could have, before the first begins.
+
+        Raises
+        ------
+        SettingsError
+            If GPUs are asked for where there are none, or the numbers do not fit each other.
+        """
+        workers, on_gpu = workers_of(self.workers, self.gpus, batch)
+        return {"workers": workers, "gpus": workers if on_gpu else 0, "patience": self.patience}
+
+    def of_inference(self, batch: int) -> dict[str, Any]:
+        """Options of an inference: the GPUs of the training, or all CPUs there are by then."""
+        training = self.of_training(batch)
+        if training["gpus"]:
+            return {"workers": None, "gpus": training["gpus"], "patience": self.patience}
+        workers = max(cpus_there(), training["workers"])
+        return {"workers": workers, "gpus": 0, "patience": self.patience}
 
 
 def run_pipeline(
@@ -91,7 +112,8 @@ def run_pipeline(
         raise SettingsError(f"rounds must be at least 1, got {rounds}")
     scale = scale or Scale()
     start_ray()
-    workers_of(scale.workers, scale.gpus, config.training.batch)  # refused now, not after labelling
+    batch = config.training.batch
+    scale.of_training(batch)  # refused now, not after labelling
     again, patience = retry_failed, scale.patience
     done = label_corpus(source, rows, output, config, retry_failed=again, patience=patience)
     say(f"labelled: {done}")
@@ -101,11 +123,9 @@ def run_pipeline(
         train_network(
             output,
             config.training,
-            workers=scale.workers,
-            gpus=scale.gpus,
             stage=learnt_from,
             round_folder=home,
-            patience=patience,
+            **scale.of_training(batch),
         )
         stage = f"{home}/predictions".lstrip("/")
         done = predict_corpus(
@@ -113,19 +133,18 @@ def run_pipeline(
             output / home if home else output,
             config.inference,
             stage=stage,
-            workers=scale.workers if scale.gpus else None,
-            gpus=scale.gpus,
             retry_failed=again,
-            patience=patience,
+            **scale.of_inference(batch),
         )
-        kept = agreement(output, learnt_from, stage)
+        kept = agreement(output, learnt_from, stage, patience)
         say(f"round {number}: {done}; agreement with what it learnt from {kept:.3f}")
         if number < rounds:
             learnt_from = f"{home}/labels"
             refine_corpus(output, config, stage, learnt_from, patience=patience)
     if truth:
         for name in ("pseudo_labels", "predictions"):
-            figures = evaluate(output, truth, truth_format, name, map_parts=map_parts)
+            spread = partial(map_parts, patience=patience)
+            figures = evaluate(output, truth, truth_format, name, map_parts=spread)
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
     return results.write_report(output)
 
@@ -159,7 +178,7 @@ class ComparePart:
         return {"sum": float(sum(found)), "images": len(found)}
 
 
-def agreement(output: Folder, one: str, other: str) -> float:
+def agreement(output: Folder, one: str, other: str, patience: float = PATIENCE) -> float:
     """Mean IoU of the masks of two stages: how far a network kept to its labels, without truth.
 
     Raises
@@ -169,7 +188,8 @@ def agreement(output: Folder, one: str, other: str) -> float:
     """
     shared = sorted({*(output / one).names(".parquet")} & {*(output / other).names(".parquet")})
     start_ray()
-    found = list(map_parts(ComparePart(output / one, output / other), shared))
+    compare = ComparePart(output / one, output / other)
+    found = list(map_parts(compare, shared, patience=patience))
     count = sum(part["images"] for part in found)
     if not count:
         raise SettingsError(f"no image has a mask in both {one} and {other} of {output.uri}")

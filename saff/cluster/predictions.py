@@ -18,7 +18,9 @@ from saff.arrays import Image, PixelMap
 from saff.cluster.parts import (
     ON_CPU,
     ON_GPU,
+    WHOLE,
     Plan,
+    Share,
     Stage,
     count_done,
     guarded,
@@ -27,13 +29,17 @@ from saff.cluster.parts import (
     open_image,
     plan,
     pool_size,
+    refuse_empty,
     start_ray,
 )
 from saff.cluster.quarantine import tidy
 from saff.config import Inference
 from saff.inference import predict_many, to_working_size
+from saff.manifests import extend_manifest
 from saff.progress import PATIENCE
-from saff.storage import PREDICTIONS, Folder, Row, claim, extend_manifest, with_digest
+from saff.runs import claim, with_digest
+from saff.shards import PREDICTIONS, Row
+from saff.storage import Folder
 from saff.trained import load_trained
 
 STAGE = "predictions"
@@ -120,6 +126,7 @@ def predict_corpus(
     gpus: int | None = None,
     retry_failed: bool = False,
     restart: bool = False,
+    share: Share = WHOLE,
     patience: float = PATIENCE,
 ) -> Plan:
     """Infer every image of a run, or of a source of new images, that has no prediction yet.
@@ -144,6 +151,8 @@ def predict_corpus(
         Try images again that failed before.
     restart : bool
         Forget earlier predictions.
+    share : Share
+        Do this share of the parts; another one than the whole takes in no images.
     patience : float
         Seconds without any part done after which the job ends.
 
@@ -160,6 +169,8 @@ def predict_corpus(
     """
     trained = load_trained(network_run)
     folder = output / stage
+    if share != WHOLE:
+        refuse_empty(output, source[0] if source else "IMAGES")
     if restart:
         start_ray()
         pool_size(workers, gpus)  # refused before anything is forgotten
@@ -167,9 +178,10 @@ def predict_corpus(
             folder.remove(name)
     if source is not None:
         claim(output, describe_images(trained.sha256) | {"source": source[0]})
-        extend_manifest(output, source[1])
+        if share == WHOLE:
+            extend_manifest(output, source[1])
     claim(folder, describe_predictions(trained.sha256, settings))
-    todo = plan(output, stage, retry_failed=retry_failed)
+    todo = plan(output, stage, retry_failed=retry_failed, share=share)
     if todo.parts:
         start_ray()
         count, on_gpu = pool_size(workers, gpus)
@@ -182,8 +194,9 @@ def predict_corpus(
             patience=patience,
         )
         count_done("predict", todo, results)
-        tidy(folder)
-    return plan(output, stage)
+        if share == WHOLE:  # nobody else is at work
+            tidy(folder)
+    return plan(output, stage, share=share)
 
 
 def describe_images(network: str) -> Row:

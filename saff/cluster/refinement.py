@@ -23,7 +23,9 @@ from saff.config import Config
 from saff.labeling import load_models, spread_map
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.storage import PREDICTIONS, Folder, Row, claim, read_all_rows, read_run, with_digest
+from saff.runs import claim, read_run, with_digest
+from saff.shards import PREDICTIONS, Row, read_all_rows
+from saff.storage import Folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from saff import metrics
 from saff.arrays import AnyArray
 from saff.cluster.labels import label_corpus
-from saff.cluster.parts import map_parts
+from saff.cluster.parts import map_parts, start_ray
 from saff.cluster.pipeline import Scale
 from saff.cluster.predictions import predict_corpus
 from saff.cluster.training import train_network
@@ -21,7 +21,8 @@ from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.results import rows_of
 from saff.rows import decode_map, original
-from saff.storage import Folder, Row
+from saff.shards import Row
+from saff.storage import Folder
 
 EXAMPLES = 6  # rows of Figure 3: two best, two in the middle, two worst
 EXAMPLE_COLUMNS = ["image_id", "uri", "sha256", "height", "width", "confidence"]
@@ -151,26 +152,28 @@ def make_tables(
     uri : str
         Of ``tables.md``.
     """
-    tree, scale = VocTree(voc), scale or Scale()
+    tree, scale, batch = VocTree(voc), scale or Scale(), network.training.batch
+    start_ray()
+    scale.of_training(batch)  # refused now
     has_val = bool(tree.ids("val"))
     train: list[Figures] = []
     val: list[Figures] = []
     for key, method in methods().items():
         run = output / "runs" / key
         source = str(voc.absolute())
-        label_corpus(source, tree.rows("train"), run, method.config)
+        label_corpus(source, tree.rows("train"), run, method.config, patience=scale.patience)
         train.append(_measured(run, "pseudo_labels", tree, method.name, method.train))
         say(_line(train[-1]))
-        train_network(
-            run, network.training, workers=scale.workers, gpus=scale.gpus, patience=scale.patience
-        )
-        predict_corpus(run, run, network.inference)
+        train_network(run, network.training, **scale.of_training(batch))
+        predict_corpus(run, run, network.inference, **scale.of_inference(batch))
         name = f"{method.name} + network"
         train.append(_measured(run, "predictions", tree, name, method.train_network))
         say(_line(train[-1]))
         if has_val:
             unseen = run / "val"
-            predict_corpus(unseen, run, network.inference, source=(source, tree.rows("val")))
+            new = (source, tree.rows("val"))
+            how = scale.of_inference(batch)
+            predict_corpus(unseen, run, network.inference, source=new, **how)
             val.append(_measured(unseen, "predictions", tree, name, method.val_network))
             say(_line(val[-1]))
     curves = {figures.name: figures.curve for figures in train}

@@ -29,8 +29,9 @@ from saff.cluster.watchdog import StalledError, stalled
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.progress import PATIENCE, Progress
+from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
-from saff.storage import Folder, read_run
+from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import Metrics, State, TrainingError, train
 
@@ -119,7 +120,7 @@ def train_network(
     home = output / round_folder if round_folder else output
     results = NetworkFolder(home / "network")
     corpus = open_corpus(output / stage)
-    run = describe(training, corpus, {"stage": stage, "digest": _labels_digest(output, stage)})
+    run = describe(training, corpus, {"stage": stage, "digest": stage_digest(output, stage)})
     if restart:
         start_ray()
         scale(workers, gpus, training.batch)  # refused before anything is forgotten
@@ -156,12 +157,6 @@ def train_network(
     if fault:
         raise TrainingError(fault)
     return results
-
-
-def _labels_digest(output: Folder, stage: str) -> str:
-    """Say which labels a stage holds: pseudo labels by the run, others by their own run.json."""
-    folder = output if stage == "pseudo_labels" else output / stage
-    return str(read_run(folder)["digest"])
 
 
 def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]:

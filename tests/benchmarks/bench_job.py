@@ -23,7 +23,8 @@ from saff import config
 from saff.cluster import LabelPart, label_row, map_parts, start_ray
 from saff.images import encode_png
 from saff.labeling import shrink
-from saff.storage import Folder, extend_manifest, list_images
+from saff.manifests import extend_manifest, list_images
+from saff.storage import Folder
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")
 CHEAP = dataclasses.replace(config.default(), encoder_side=64, superpixel_count=40)

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import chaos
 from saff import config
 from saff.cluster import LabelPart
-from saff.storage import Folder, extend_manifest, list_images
+from saff.manifests import extend_manifest, list_images
+from saff.storage import Folder
 
 
 def take_in(images, output, count):

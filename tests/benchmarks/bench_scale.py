@@ -27,15 +27,10 @@ from saff import config
 from saff.cluster import describe_run, label_row, map_parts, plan, start_ray
 from saff.cluster.parts import Stage, image_row
 from saff.images import encode_png
-from saff.storage import (
-    MANIFEST,
-    PSEUDO_LABELS,
-    Folder,
-    Row,
-    claim,
-    extend_manifest,
-    read_manifest,
-)
+from saff.manifests import extend_manifest, read_manifest
+from saff.runs import claim
+from saff.shards import MANIFEST, PSEUDO_LABELS, Row
+from saff.storage import Folder
 
 BLOCK = 65_536  # rows of the source that are made at once
 SAMPLES = 25  # of memory

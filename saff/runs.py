@@ -1,0 +1,134 @@
+"""run.json: what decides the content of an output, which belongs to one run alone."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from saff.errors import SettingsError
+from saff.shards import Row
+from saff.storage import Folder, reaching
+
+SOURCE = "source.json"  # beside the parts of a manifest
+
+
+def with_digest(content: Row) -> Row:
+    """Add ``digest``, the SHA-256 that sums up what decides a result, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"digest": digest}
+
+
+def claim(output: Folder, run: dict[str, Any]) -> None:
+    """Bind an output to a run, or check that it is bound to the same one.
+
+    Parameters
+    ----------
+    output : Folder
+        The run's output.
+    run : dict
+        What decides the content; ``digest`` sums it up, ``source`` says which images.
+
+    Raises
+    ------
+    SettingsError
+        If the output belongs to another run, naming the difference, or cannot be written.
+    """
+    if is_claimed(output, run):
+        return
+    if "source" in run and _source_of(output) is not None:
+        claim_source(output, run["source"])
+    with reaching(output.uri):
+        try:
+            output.create("run.json", (json.dumps(run, indent=2) + "\n").encode())
+        except FileExistsError:  # another job was faster
+            if not is_claimed(output, run):
+                raise
+
+
+def is_claimed(output: Folder, run: dict[str, Any]) -> bool:
+    """Whether an output is bound to a run; False for a new one.
+
+    Raises
+    ------
+    SettingsError
+        If it is bound to another run.
+    """
+    other = _load_run(output)
+    if other is not None and (differences := sorted(_differences(other, run))):
+        raise SettingsError(
+            f"{output.uri} belongs to another run: {'; '.join(differences)}; "
+            "choose another output, or the settings it has"
+        )
+    return other is not None
+
+
+def read_run(output: Folder) -> dict[str, Any]:
+    """Read an output's run.json.
+
+    Raises
+    ------
+    SettingsError
+        If there is none, so that the folder is no run, or it is damaged.
+    """
+    run = _load_run(output)
+    if run is None:
+        raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
+    return run
+
+
+def stage_digest(output: Folder, stage: str) -> str:
+    """What sums up the results of a stage: pseudo labels are the run's, others have their own."""
+    run = _load_run(output if stage == "pseudo_labels" else output / stage) or {}
+    return str(run.get("digest", ""))
+
+
+def claim_source(output: Folder, source: str) -> None:
+    """Bind an output's images to their source before there is a run, or check that they are.
+
+    Raises
+    ------
+    SettingsError
+        If the images that are there come from another source.
+    """
+    there = (_load_run(output) or {}).get("source") or _source_of(output)
+    if there is None:
+        with reaching(output.uri):
+            (output / "manifest").create(SOURCE, (json.dumps({"source": source}) + "\n").encode())
+    elif there != source:
+        raise SettingsError(
+            f"the images of {output.uri} come from {there}, and these from {source}; name "
+            "another output"
+        )
+
+
+def _source_of(output: Folder) -> str | None:
+    """Source of the images that were taken in before there was a run."""
+    folder = output / "manifest"
+    with reaching(folder.uri):
+        text = folder.read(SOURCE) if folder.exists(SOURCE) else None
+    try:
+        return None if text is None else str(json.loads(text)["source"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise SettingsError(f"{folder.uri}/{SOURCE} is damaged: {error}") from error
+
+
+def _load_run(output: Folder) -> dict[str, Any] | None:
+    with reaching(output.uri):
+        text = output.read("run.json") if output.exists("run.json") else None
+    if text is None:
+        return None
+    try:
+        run = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{output.uri}/run.json is damaged: {error}") from error
+    if not isinstance(run, dict):
+        raise SettingsError(f"{output.uri}/run.json is damaged: expected a JSON object")
+    return run
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in {*there, *here} - {"digest"}:
+            yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+    elif there != here:
+        yield f"{name} is {there!r} there and {here!r} here"

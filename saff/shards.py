@@ -1,0 +1,155 @@
+"""Parquet files of a run: columns, and rows read a few at a time with types that are known."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saff.errors import SettingsError
+from saff.storage import Folder, asked
+
+Row = dict[str, Any]
+MANIFEST = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+PSEUDO_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("confidence", pa.binary()),
+        ("pseudo_label", pa.binary()),
+        ("superpixels", pa.binary()),
+        ("features", pa.list_(pa.float32())),
+        ("weights", pa.list_(pa.float64())),
+        ("seeds_foreground", pa.int32()),
+        ("seeds_background", pa.int32()),
+        ("fallback", pa.string()),
+        ("quality", pa.float64()),
+        ("error", pa.string()),
+        ("error_kind", pa.string()),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        PSEUDO_LABELS.field(name)
+        for name in (
+            "image_id",
+            "uri",
+            "sha256",
+            "height",
+            "width",
+            "confidence",
+            "pseudo_label",
+            "error",
+            "error_kind",
+        )
+    ]
+)
+ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
+IDS_AT_ONCE = 65_536  # values of one column that a reader takes at once
+TYPES = {field.name: field.type for schema in (MANIFEST, PSEUDO_LABELS) for field in schema}
+
+
+def read_column(folder: Folder, name: str, column: str) -> list[Any]:
+    """One column of a Parquet file; errors as of :func:`read_rows`."""
+    batches = _batches(folder, name, [column], IDS_AT_ONCE)
+    return [value for batch in batches for value in batch.column(column).to_pylist()]
+
+
+def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, a few at a time.
+
+    Raises
+    ------
+    SettingsError
+        If the file is damaged, or its columns are not of the types that are written here.
+    """
+    for batch in _batches(folder, name, columns, ROWS_PER_GROUP):
+        yield from batch.to_pylist()
+
+
+def _batches(
+    folder: Folder, name: str, columns: Sequence[str] | None, size: int
+) -> Iterator[pa.RecordBatch]:
+    """Rows whose types are known: those that Ray registers with Arrow would be unpickled."""
+    with _opened(folder, name) as table:
+        for batch in table.iter_batches(size, columns=columns):
+            found = batch.schema.names
+            if sorted(found) != sorted(columns or set(found)):
+                raise ValueError(f"it has the columns {found}, expected {list(columns or TYPES)}")
+            for field in batch.schema:
+                if field.type != TYPES.get(field.name):
+                    expected = TYPES.get(field.name, "no such column")
+                    raise ValueError(
+                        f"column {field.name} is of type {field.type}, expected {expected}"
+                    )
+            batch.validate(full=True)  # text is UTF-8, lists end where they may
+            yield batch
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of a run; what is wrong in it, not in the storage, is told by name."""
+    with folder.fs.open(f"{folder.path}/{name}", "rb") as file:
+        try:
+            yield pq.ParquetFile(file)
+        except Exception as error:
+            ends_early = type(error) is OSError and error.errno is None  # Arrow's
+            if not (ends_early or isinstance(error, pa.ArrowException | ValueError | LookupError)):
+                raise
+            raise SettingsError(
+                f"{(folder / name).uri} is damaged or not of this version of saff: {error}; put "
+                "back a copy of it, or remove it if it holds results, and they are made again"
+            ) from error
+
+
+def read_all_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -> list[Row]:
+    """Rows of a Parquet file at once, as a task reads them that can wait for its storage."""
+    rows: list[Row] = asked(folder.fs, lambda: list(read_rows(folder, name, columns)))
+    return rows
+
+
+def write_rows(
+    folder: Folder, name: str, rows: Iterable[Row], schema: pa.Schema
+) -> tuple[int, int]:
+    """Write a shard as it is computed, so that it appears whole or not at all.
+
+    Returns
+    -------
+    rows, failed : int
+        Rows written, and how many of them hold an error.
+    """
+    written = failed = 0
+    rows = iter(rows)
+    with folder.replacing(name) as path, pq.ParquetWriter(path, schema, compression="zstd") as out:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            out.write_table(pa.Table.from_pylist(group, schema))
+            written += len(group)
+            failed += sum(row["error_kind"] is not None for row in group)
+    return written, failed
+
+
+def count_rows(folder: Folder, name: str) -> tuple[int, int]:
+    """Rows of a shard and how many hold an error, from its footer alone.
+
+    Raises
+    ------
+    SettingsError
+        If the footer is damaged.
+    """
+    with _opened(folder, name) as table:
+        footer = table.metadata
+        if "error_kind" not in footer.schema.names:
+            return footer.num_rows, 0
+        column = footer.schema.names.index("error_kind")
+        groups = (footer.row_group(g).column(column) for g in range(footer.num_row_groups))
+        fine = 0
+        for group in groups:
+            if group.statistics is None:
+                raise ValueError("its footer does not count the errors")
+            fine += group.statistics.null_count
+        return footer.num_rows, footer.num_rows - fine
