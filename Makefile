@@ -26,11 +26,11 @@ env: $(INSTALLED) ## make .venv with all that development needs
 demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays and a report in demo/
 	$(BIN)/saff demo --output demo
 
-test: $(INSTALLED) ## run the whole test suite: first what needs no cluster, on two workers
+test: $(INSTALLED) ## run the tests, but for long ones of faults: first what needs no cluster, on two workers
 	$(BIN)/python -m pytest -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: none such among PYTEST_ARGS
 	$(BIN)/python -m pytest -m "ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ]
 
-chaos: $(INSTALLED) ## faults one by one, then 100 seeded schedules of them; an hour
+chaos: $(INSTALLED) ## long tests of faults, then 100 seeded schedules of them; an hour and a half
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 	$(BIN)/python tests/chaos.py --schedules 100
 

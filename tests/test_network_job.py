@@ -226,6 +226,8 @@ def test_several_jobs_share_new_images(trained_once, corpus, tmp_path):
     source = (str(corpus), list(list_images(str(corpus))))
     with pytest.raises(SettingsError, match="has no images yet, and a share takes none in"):
         predict_corpus(output, trained_once, INFERENCE, source=source, share=Share(1, 2))
+    with pytest.raises(SettingsError, match="forgets the work of all shares"):
+        predict_corpus(output, trained_once, INFERENCE, restart=True, share=Share(1, 2))
     extend_manifest(output, source[1])
     for number, whole in ((1, False), (2, True)):
         share = Share(number, 2)
@@ -258,8 +260,8 @@ def test_an_image_that_breaks_the_network_is_a_row(trained_once, tmp_path, monke
 # The pipeline
 
 
-def config_of(steps=4):
-    short = SETTINGS["training"] | {"steps": steps}
+def config_of():
+    short = SETTINGS["training"] | {"steps": 12}  # enough to be killed among them
     return config.from_json(json.dumps(SETTINGS | {"training": short}))
 
 
@@ -336,41 +338,40 @@ def test_three_nodes_give_the_pipeline_of_one(corpus, two_rounds, tmp_path):
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_pipeline_continues_where_it_was(corpus, tmp_path):
+def test_a_killed_pipeline_continues_where_it_was(corpus, two_rounds, tmp_path):
     """The driver is killed in the middle of training; the same command gives the same network."""
     ray.shutdown()  # the job starts its own, and cores are few
-    settings = tmp_path / "settings.json"
-    settings.write_text(config_of(steps=12).to_json())
-    outputs = [tmp_path / "killed", tmp_path / "whole"]
+    settings, output = tmp_path / "settings.json", tmp_path / "killed"
+    settings.write_text(config_of().to_json())
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--images", str(corpus)]
+    command += ["--output", str(output), "--config", str(settings), "--rounds", "1"]
 
-    def start(output):
-        command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--images", str(corpus)]
-        command += ["--output", str(output), "--config", str(settings), "--rounds", "1"]
+    def start():
         with open(tmp_path / "log", "ab") as log:
             return subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    process = start(outputs[0])
-    checkpoints = outputs[0] / "network" / "checkpoints"
+    process = start()
+    checkpoints = output / "network" / "checkpoints"
     end = time.monotonic() + 400
     while not list(checkpoints.glob("step-*.pt")):
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < end, (tmp_path / "log").read_text()
         time.sleep(0.05)
-    steps = (outputs[0] / "network" / "metrics.csv").read_text()
+    steps = (output / "network" / "metrics.csv").read_text()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (outputs[0] / "network" / "weights.pt").exists()
-    for output in outputs:
-        assert start(output).wait(200) == 0, (tmp_path / "log").read_text()
+    assert not (output / "network" / "weights.pt").exists()
+    assert start().wait(200) == 0, (tmp_path / "log").read_text()
     assert len(steps.splitlines()) > 2
-    assert (outputs[0] / "network" / "metrics.csv").read_text().startswith(steps)  # not done again
-    killed, whole = (weights_of(Folder.at(str(o))) for o in outputs)
-    assert all(torch.equal(killed[name], whole[name]) for name in whole)
-    for stage in ("pseudo_labels", "predictions"):
-        one, other = (predictions_of(Folder.at(str(o)), stage) for o in outputs)
-        assert one == other
+    assert (output / "network" / "metrics.csv").read_text().startswith(steps)  # not done again
+    killed, whole = Folder.at(str(output)), two_rounds[0]  # whose first round was the same
+    one, other = weights_of(killed), weights_of(whole / "rounds" / "1")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert predictions_of(killed) == predictions_of(whole, "rounds/1/predictions")
+    stage = "pseudo_labels"
+    assert predictions_of(killed, stage) == predictions_of(whole, stage)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

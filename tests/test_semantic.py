@@ -252,6 +252,13 @@ def test_weights_that_cannot_be_read_are_named(source):
         semantic.load("efficientnet_lite0", weights=source)
 
 
+def test_weights_with_a_login_are_refused_and_not_repeated():
+    said = r"^cannot read the weights https://\.\.\.@host/w\.pth: a URI https://\.\.\.@"
+    with pytest.raises(WeightsError, match=said) as caught:
+        open_weights("https://user:hidden@host/w.pth")
+    assert "hidden" not in str(caught.value)
+
+
 def test_a_damaged_package_is_noticed(monkeypatch, tmp_path):
     content = bytearray(open_weights(packaged_weights("efficientnet_lite0")).data)
     content[len(content) // 2] ^= 1  # one bit of one weight

@@ -34,6 +34,7 @@ from saff.cluster.parts import (
 )
 from saff.cluster.quarantine import tidy
 from saff.config import Inference
+from saff.errors import SettingsError
 from saff.inference import predict_many, to_working_size
 from saff.manifests import extend_manifest
 from saff.progress import PATIENCE
@@ -170,6 +171,8 @@ def predict_corpus(
     trained = load_trained(network_run)
     folder = output / stage
     if share != WHOLE:
+        if restart:
+            raise SettingsError("--restart forgets the work of all shares; use it without --part")
         refuse_empty(output, source[0] if source else "IMAGES")
     if restart:
         start_ray()
