@@ -5,17 +5,27 @@ throttled prefix, a server that restarts, credentials of a role that are late.  
 waits, who may have named a wrong place, it is seconds.
 """
 
+import logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 PATIENCE = "SAFF_STORAGE_PATIENCE"  # environment variable: seconds, of each request
 SECONDS = 600.0  # without that variable
+QUIET = 15.0  # seconds of waiting that nobody is told of
 BRIEF = 10.0  # seconds that a person waits to hear that a place does not answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds, drawn at random up to a bound that doubles
 FINAL = (  # what no repetition mends
@@ -41,6 +51,8 @@ UNAUTHORISED = 401  # credentials that are missing, not an image
 REFUSE_ADDRESS = ("ParamValidationError", "InvalidURL", "InvalidUrlClientError")  # of clients
 
 Found = TypeVar("Found")
+LOG = logging.getLogger(__name__)
+_told = [-math.inf]  # when this process last logged
 _limit: ContextVar[float] = ContextVar("limit", default=math.inf)
 
 
@@ -75,13 +87,26 @@ def patiently(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Fou
         What ``ask`` raised: at once if no repetition mends it, otherwise after
         ``SAFF_STORAGE_PATIENCE`` seconds (600), or those of :func:`patience_of` if they are fewer.
     """
+    seconds = min(float(os.environ.get(PATIENCE, SECONDS)), _limit.get())
     again = Retrying(
         retry=retry_if_exception(may_pass),
-        stop=stop_after_delay(min(float(os.environ.get(PATIENCE, SECONDS)), _limit.get())),
+        stop=stop_after_delay(seconds),
+        before_sleep=partial(_tell, seconds=seconds),
         wait=wait_random_exponential(FIRST_PAUSE, LONGEST_PAUSE),
         reraise=True,
     )
     return again(ask, *arguments, **options)
+
+
+def _tell(state: RetryCallState, seconds: float) -> None:
+    """Log now and then what is waited for; an error's own text may hold a signature."""
+    now = time.monotonic()
+    if (state.seconds_since_start or 0) < QUIET or now - _told[0] < LONGEST_PAUSE:
+        return
+    _told[0] = now
+    error = state.outcome.exception() if state.outcome else None
+    why = f"{type(error).__name__} {code_of(error) if error else ''}".rstrip()
+    LOG.warning("a storage does not answer (%s); it is asked again for %.0f s", why, seconds)
 
 
 def may_pass(error: BaseException) -> bool:

@@ -31,6 +31,9 @@ LOCAL = LocalFileSystem()
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 OWN_WORDS = (OSError, MemoryError, ValueError, TypeError, LookupError, pa.ArrowException)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OWN_SERVER = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # of another than AWS
+VALIDATION = "AWS_RESPONSE_CHECKSUM_VALIDATION"
+VALIDATION_OPTION = "response_checksum_validation"  # botocore 1.36 and later
 READERS = 16  # small files read at once
 UPLOAD_BYTES = 16 * 2**20  # of a piece of a large object: little is sent again, few are made
 # A user name before a web address, or a password before any place; "host:8080/a@b" has neither.
@@ -93,9 +96,23 @@ def file_system(protocol: str, uri: str) -> Any:
     if protocol == "file":
         return LOCAL  # asked for with every image
     try:
-        return fsspec.filesystem(protocol)
+        return fsspec.filesystem(protocol, **_options(protocol))
     except Exception as error:  # every protocol raises its own
         raise SettingsError(f"cannot open {public(uri)}: {error}") from error
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """What a file system is to be asked for: of S3's likes, no checksums for pieces of objects.
+
+    AWS sends none with a piece; some servers send that of the whole, which then does not fit.
+    """
+    if protocol not in ("s3", "s3a") or not any(os.environ.get(name) for name in OWN_SERVER):
+        return {}
+    from botocore.config import Config
+
+    if VALIDATION in os.environ or VALIDATION_OPTION not in Config.OPTION_DEFAULTS:
+        return {}
+    return {"config_kwargs": {VALIDATION_OPTION: "when_required"}}
 
 
 def public(uri: str) -> str:

@@ -1,5 +1,6 @@
 """Storages that are busy for a moment: asked again while that may help, and not longer."""
 
+import math
 import time
 
 import pytest
@@ -64,6 +65,16 @@ def test_a_person_does_not_wait(quick):
         patiently(busy)
     assert busy.asked == 1
     assert patiently(busy) == ((), {})  # and a task waits again afterwards
+
+
+def test_a_long_wait_is_told_now_and_then_without_the_errors_words(quick, monkeypatch, caplog):
+    monkeypatch.setattr(retries, "QUIET", 0.1)
+    monkeypatch.setattr(retries, "_told", [-math.inf])
+    with pytest.raises(ConnectionError):
+        patiently(Busy(ConnectionError("https://host/?signature=1"), 10**6))
+    said = "a storage does not answer (ConnectionError); it is asked again for 1 s"
+    assert set(caplog.messages) == {said}
+    assert len(caplog.messages) < 60  # pauses of 0.02 s
 
 
 def test_a_person_waits_a_little(quick):

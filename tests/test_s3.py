@@ -26,7 +26,7 @@ from saff.results import export, write_report
 from saff.runs import claim, read_run
 from saff.samples import Cache, Loader, batches, open_corpus
 from saff.semantic.efficientnet_lite import packaged
-from saff.shards import MANIFEST, read_rows, write_rows
+from saff.shards import MANIFEST, PREDICTIONS, count_rows, read_column, read_rows, write_rows
 from saff.storage import Folder, read_bytes
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import train
@@ -175,6 +175,17 @@ def test_an_object_appears_whole_or_not_at_all(bucket):
     assert folder.read("old") == b"old"
     folder.write("old", b"newer")
     assert folder.read("old") == b"newer"
+
+
+def test_a_piece_of_an_object_is_read_from_a_server_that_sends_the_whole_checksum(bucket):
+    folder, rng = Folder.at(f"{bucket}/run"), np.random.default_rng(0)
+    rows = [
+        dict.fromkeys(PREDICTIONS.names) | {"image_id": f"{n}", "confidence": rng.bytes(10**6)}
+        for n in range(8)
+    ]
+    assert write_rows(folder, "part", rows, PREDICTIONS) == (8, 0)
+    assert count_rows(folder, "part") == (8, 0)  # by its footer alone
+    assert read_column(folder, "part", "image_id") == [row["image_id"] for row in rows]
 
 
 def test_an_object_is_created_once(bucket):
