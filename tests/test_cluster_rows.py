@@ -19,7 +19,7 @@ from botocore.exceptions import ParamValidationError
 import saff
 from saff import images, saliency, semantic
 from saff.cluster import LabelPart, describe_run, label_row, plan, preview
-from saff.cluster.parts import guarded
+from saff.cluster.image_rows import guarded
 from saff.errors import SettingsError
 from saff.labeling import label_image, load_models
 from saff.manifests import extend_manifest, list_images
@@ -441,7 +441,7 @@ def test_a_part_that_dies_leaves_no_shard(corpus, small, tmp_path, monkeypatch):
     output = Folder.at(str(tmp_path))
     extend_manifest(output, list_images(str(corpus)))
     monkeypatch.setattr(
-        "saff.cluster.parts.read_bytes", fail_with(ConnectionError("reset by peer"))
+        "saff.cluster.image_rows.read_bytes", fail_with(ConnectionError("reset by peer"))
     )
     with pytest.raises(ConnectionError):
         LabelPart(output, small)({"part": "part-0000000.parquet"})

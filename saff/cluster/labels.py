@@ -11,13 +11,13 @@ import saff
 from saff import images
 from saff.arrays import Image
 from saff.backends import identity
+from saff.cluster.image_rows import image_row
 from saff.cluster.parts import (
     WHOLE,
     Plan,
     Share,
     Stage,
     count_done,
-    image_row,
     map_parts,
     plan,
     refuse_empty,
@@ -49,7 +49,7 @@ def label_row(image_id: str, uri: str, config: Config) -> Row:
     Returns
     -------
     row : dict
-        All columns of ``shards.PSEUDO_LABELS``; see :func:`saff.cluster.parts.image_row`.
+        All columns of ``shards.PSEUDO_LABELS``; see :func:`saff.cluster.image_rows.image_row`.
     """
     row = {"image_id": image_id, "uri": uri}
     return image_row(row, PSEUDO_LABELS, config.max_pixels, partial(_label, config=config))

@@ -5,148 +5,35 @@ name.  A task that dies leaves nothing behind, one that runs twice writes the sa
 place; so whatever is killed, every image is there once.
 """
 
-import errno
-import hashlib
 import logging
 import os
-import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
-from urllib.parse import urlsplit
 
-import cv2
 import pyarrow as pa
 import ray
 import ray.data
 
-from saff import images
-from saff.arrays import Image
 from saff.cluster import quarantine
+from saff.cluster.faults import Telling, TellingActor
+from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import watched
 from saff.errors import SettingsError
-from saff.images import ImageError
 from saff.manifests import part_number
 from saff.progress import PATIENCE, Progress
-from saff.retries import BAD_ADDRESS, BRIEF, FINAL_CODES, UNAUTHORISED, code_of, patience_of
+from saff.retries import BRIEF, patience_of
 from saff.shards import Row, count_rows, read_all_rows, write_rows
-from saff.storage import NO_FILE, Folder, each, is_local, locate, reaching, read_bytes
+from saff.storage import Folder, each, reaching
 
-MACHINES_FAULT = (OSError, MemoryError, SettingsError)
-DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL", "DefaultCPUAllocator")  # of torch's errors
-LARGEST_FILE = 2 * 2**30  # bytes; no image of max_pixels is larger
-NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
 # What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
 ON_CPU = {"CPU": 1.0}
 ON_GPU = {"CPU": 0.0, "GPU": 1.0}
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
-
-
-# One image
-
-
-def image_row(
-    manifest_row: Row, schema: pa.Schema, max_pixels: int, work: Callable[[Image], Row]
-) -> Row:
-    """Make an image's row of a stage; an image that is at fault gives a row that says so.
-
-    Parameters
-    ----------
-    manifest_row : dict
-        ``image_id`` and ``uri``.
-    schema : pyarrow.Schema
-        Columns of the row.
-    max_pixels : int
-        Images whose header announces more are refused.
-    work : callable
-        From the image to the columns that the stage adds.
-
-    Returns
-    -------
-    row : dict
-        ``error`` and ``error_kind`` are None or tell what is wrong with the image.
-
-    Raises
-    ------
-    OSError, MemoryError, SettingsError
-        If the storage fails, or this machine cannot do the work: not the image's fault.
-    """
-    row, image = open_image(manifest_row, schema, max_pixels)
-    return row if image is None else row | guarded(work, image)
-
-
-def begin_row(manifest_row: Row, schema: pa.Schema) -> Row:
-    """Give a row of a stage of which only the image is known."""
-    names = ("image_id", "uri")
-    return dict.fromkeys(schema.names) | {name: manifest_row[name] for name in names}
-
-
-def open_image(manifest_row: Row, schema: pa.Schema, max_pixels: int) -> tuple[Row, Image | None]:
-    """Read an image and begin its row; without an image, the row says what is wrong with it."""
-    row = begin_row(manifest_row, schema)
-    try:
-        data = _read(row["uri"])
-        row["sha256"] = hashlib.sha256(data).hexdigest()
-        image = images.decode(data, max_pixels=max_pixels)
-    except ImageError as error:
-        return row | {"error": str(error), "error_kind": error.kind}, None
-    row["height"], row["width"] = image.shape[:2]
-    return row, image
-
-
-def guarded(work: Callable[[Image], Row], image: Image) -> Row:
-    """Do the work; nothing an image holds may end a job, so a defect of ours is its error."""
-    try:
-        return work(image)
-    except Exception as error:
-        if is_machines_fault(error):
-            raise
-        text = f"labeling failed: {type(error).__name__}: {error}"
-        plain = text.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
-        return {"error": plain, "error_kind": "labeling_failed"}
-
-
-def is_machines_fault(error: BaseException) -> bool:
-    """Whether an error is this machine's or the storage's, and would meet every image."""
-    if isinstance(error, RuntimeError):  # torch has few kinds: a lost GPU, no memory
-        return any(word in str(error) for word in DEVICE_WORDS) or "out of memory" in str(error)
-    if isinstance(error, cv2.error):
-        return error.code == cv2.Error.STS_NO_MEM
-    return isinstance(error, MACHINES_FAULT)
-
-
-def _read(uri: str) -> bytes:
-    """Read an image's bytes; only what is wrong with this one file is an ImageError."""
-    fs, path = locate(uri, signed=True)
-    try:
-        urlsplit(uri)
-    except ValueError as error:
-        raise ImageError("not_readable", "the image's uri is no address") from error
-    try:
-        if is_local(fs) and (size := os.stat(path).st_size) > LARGEST_FILE:
-            raise ImageError("not_an_image", f"a file of {size:,} bytes is no image")
-        return read_bytes(uri)
-    except OSError as error:
-        if isinstance(error, NO_FILE) or error.errno in NO_FILE_CODES:
-            raise ImageError("not_found", "there is no file at the image's uri") from error
-        if isinstance(error, PermissionError) and is_local(fs):
-            raise ImageError("not_readable", "no right to read the image's file") from error
-        code = code_of(error)
-        if code in FINAL_CODES and code != UNAUTHORISED:
-            why = f"the store does not give this image out ({code})"
-            raise ImageError("not_readable", why) from error
-        raise  # an object store refuses credentials, not single images
-    except ValueError as error:
-        if code_of(error) != BAD_ADDRESS:
-            raise
-        raise ImageError("not_readable", "the image's uri is no address") from error
-
-
-# One part
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,64 +372,3 @@ def map_parts(
         if fault := result.pop("fault"):
             raise SettingsError(fault)
         yield result
-
-
-# In a worker
-
-
-@dataclass(frozen=True, slots=True)
-class Telling:
-    """A task whose ``fault`` is part of its result: Ray would wrap what it raised, and log pages.
-
-    Attributes
-    ----------
-    task : callable
-        From a part's row to a dict.
-    """
-
-    task: Callable[[dict[str, Any]], dict[str, Any]]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do it; ``fault`` is empty, or says what this machine or the storage could not do."""
-        try:
-            return {**self.task(row), "fault": ""}
-        except Exception as error:
-            if not is_machines_fault(error):
-                raise
-            return {"fault": told(error, row["part"])}
-
-
-class TellingActor:
-    """The same for a task that has to be made: what goes wrong then is told by its first part.
-
-    Parameters
-    ----------
-    make : class
-        Of the task.
-    *arguments
-        To make it.
-    """
-
-    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
-        self.task, self.fault = None, ""
-        try:
-            self.task = Telling(make(*arguments))
-        except Exception as error:
-            if not is_machines_fault(error):
-                raise
-            self.fault = told(error, "the start of a worker")
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Do the part of a row."""
-        return self.task(row) if self.task else {"fault": self.fault}
-
-
-def told(error: BaseException, where: str) -> str:
-    """Say in a line what ended a job."""
-    if isinstance(error, SettingsError):
-        return str(error)
-    why = f"{type(error).__name__}: {error}".rstrip(": ")
-    return (
-        f"{why} (at {where} on {socket.gethostname()}); no image is at fault, what was done before "
-        "stays, and the same command continues"
-    )

@@ -15,6 +15,8 @@ import torch
 import saff
 from saff import images
 from saff.arrays import Image, PixelMap
+from saff.cluster.faults import is_machines_fault
+from saff.cluster.image_rows import guarded, open_image
 from saff.cluster.parts import (
     ON_CPU,
     ON_GPU,
@@ -23,10 +25,7 @@ from saff.cluster.parts import (
     Share,
     Stage,
     count_done,
-    guarded,
-    is_machines_fault,
     map_parts,
-    open_image,
     plan,
     pool_size,
     refuse_empty,

@@ -8,15 +8,8 @@ import numpy as np
 import saff
 from saff.arrays import Image
 from saff.backends import identity
-from saff.cluster.parts import (
-    Plan,
-    Stage,
-    count_done,
-    image_row,
-    map_parts,
-    plan,
-    start_ray,
-)
+from saff.cluster.image_rows import image_row
+from saff.cluster.parts import Plan, Stage, count_done, map_parts, plan, start_ray
 from saff.cluster.predictions import encode_prediction
 from saff.cluster.quarantine import tidy
 from saff.config import Config

@@ -25,7 +25,8 @@ from bench_label_image import machine
 
 from saff import config
 from saff.cluster import describe_run, label_row, map_parts, plan, start_ray
-from saff.cluster.parts import Stage, image_row
+from saff.cluster.image_rows import image_row
+from saff.cluster.parts import Stage
 from saff.images import encode_png
 from saff.manifests import extend_manifest, read_manifest
 from saff.runs import claim
