@@ -34,7 +34,7 @@ from saff.storage import UPLOAD_BYTES, Folder
 from saff.verification import verify
 from test_job import free_port, started, wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
 FIRST_SEED = 40  # of five that hold every kind of fault between them, and few restarts
 NOTHING_WRONG = {"lost": 0, "doubled": 0, "different": 0}
@@ -399,7 +399,6 @@ def cluster(tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.faults
 @pytest.mark.parametrize(
     ("backend", "said"),
     [("failing:Hungry", "16 GiB for one array"), ("failing:Full", "^no space left to write")],
@@ -417,7 +416,6 @@ def test_a_machine_at_its_end_ends_the_job_and_marks_no_image(
 
 
 @pytest.mark.ray
-@pytest.mark.faults
 def test_a_worker_killed_for_memory_and_a_lost_node_cost_nothing(cluster, world, tmp_path):
     stage, found = tmp_path / "pseudo_labels", []
 
@@ -451,7 +449,6 @@ def wait_for_shards(stage, count):
 
 
 @pytest.mark.ray
-@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_cluster_grows_from_nothing_by_cpus_alone_and_shrinks_again(world, tmp_path):
     port, settings = free_port(), tmp_path / "autoscaler.json"
