@@ -1,5 +1,6 @@
 """The command line: thin over the functions that the jobs call."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -701,4 +702,5 @@ def explain(program: Callable[[], None]) -> None:
         program()
     except SettingsError as error:
         print(f"saff: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        logging.disable()  # threads of Ray that still wait for tasks complain of its end
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import re
 import shutil
@@ -123,6 +124,13 @@ def run_copy(finished, tmp_path):
 
 
 # The command line
+
+
+@pytest.fixture(autouse=True)
+def logging_as_in_a_new_process():
+    """A command that ends with an error ends all logging; the next one has its own process."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ GIB = 2**30
 def back_ends(tmp_path_factory):
     """A folder with saliency back ends that end their process; workers find it."""
     folder = tmp_path_factory.mktemp("backends")
-    (folder / "deadly.py").write_text(
+    (folder / "poisonous.py").write_text(
         "import os, signal, time\n"
         "import numpy as np\n"
         "from saff import saliency\n"
@@ -66,7 +66,7 @@ def back_ends(tmp_path_factory):
 def test_an_image_that_always_kills_its_worker_is_a_row(
     crops, crop_rows, back_ends, tmp_path, monkeypatch
 ):
-    settings = dataclasses.replace(SMALL, saliency="deadly:Poisoned")
+    settings = dataclasses.replace(SMALL, saliency="poisonous:Poisoned")
     with nodes(0, 2):
         done = run(crops, tmp_path, settings)
     assert (done.images, done.done, done.failed, done.left) == (26, 26, 3, 0)
@@ -90,7 +90,7 @@ def test_a_worker_that_takes_all_memory_is_ended_and_the_image_done(
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
     monkeypatch.setenv("SAFF_TEST_HUNGER", str(tmp_path / "hunger"))
     with nodes(0, 2):
-        run(crops, tmp_path / "out", dataclasses.replace(SMALL, saliency="deadly:Hungry"))
+        run(crops, tmp_path / "out", dataclasses.replace(SMALL, saliency="poisonous:Hungry"))
     assert (tmp_path / "hunger").exists()
     assert not (tmp_path / "hunger.survived").exists()
     assert stored(tmp_path / "out") == crop_rows
