@@ -1,5 +1,7 @@
 """A job that makes no progress ends and says what it waits for."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -71,3 +73,16 @@ def test_slow_progress_is_progress():
 )
 def test_what_it_waits_for(there, free, said):
     assert said in waiting_for(there, free, 3)
+
+
+def test_what_cannot_be_interrupted_ends_with_a_line():
+    program = (
+        "import time\n"
+        "from saff.cluster.watchdog import ending_after\n"
+        "with ending_after(30, 'never'):\n"
+        "    pass\n"
+        "with ending_after(0.2, 'Ray did not start'):\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "saff: Ray did not start\n")

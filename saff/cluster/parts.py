@@ -22,10 +22,10 @@ from saff.cluster import quarantine
 from saff.cluster.faults import Telling, TellingActor
 from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
-from saff.cluster.watchdog import watched
+from saff.cluster.watchdog import ending_after, watched
 from saff.errors import SettingsError
 from saff.manifests import part_number
-from saff.progress import PATIENCE, Progress
+from saff.progress import PATIENCE, Progress, duration
 from saff.retries import BRIEF, patience_of
 from saff.shards import Row, count_rows, read_all_rows, write_rows
 from saff.storage import Folder, each, reaching
@@ -33,6 +33,7 @@ from saff.storage import Folder, each, reaching
 # What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
 ON_CPU = {"CPU": 1.0}
 ON_GPU = {"CPU": 0.0, "GPU": 1.0}
+START_SECONDS = 180.0  # for Ray to start here, or to be joined
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
 
 
@@ -254,7 +255,9 @@ def start_ray() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = None if os.environ.get("RAY_ADDRESS") else "local"
-    ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+    slow = f"Ray did not start within {duration(START_SECONDS)}; the same command continues"
+    with ending_after(START_SECONDS, slow):
+        ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
 
 
 def gpus_to_use(workers: int | None, gpus: int | None) -> int:

@@ -1,7 +1,10 @@
 """A job that makes no progress ends, and says what it waits for."""
 
+import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from queue import Empty, Queue
 from typing import Any, TypeVar
 
@@ -16,6 +19,26 @@ END = object()
 
 class StalledError(SettingsError):
     """Nothing was done for too long; what was done before stays, the same command continues."""
+
+
+@contextmanager
+def ending_after(seconds: float, line: str) -> Iterator[None]:
+    """End the process with a line if the block takes longer: for what nothing else can interrupt.
+
+    ``ray.init`` (2.60) waits for ever if one of its first workers is killed while it connects.
+    """
+
+    def end() -> None:
+        print(f"saff: {line}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def watched(items: Iterable[Item], patience: float) -> Iterator[Item]:
