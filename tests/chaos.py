@@ -254,6 +254,7 @@ class Run:
             if time.monotonic() > end:
                 self.hung += 1
                 driver.kill()
+                end = float("inf")  # counted once
             time.sleep(0.01)
         self.watch.look()
         self.exits.append(f"{driver.returncode}: {last_word(log.read_text(errors='replace'))}")
