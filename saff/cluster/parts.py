@@ -25,7 +25,7 @@ from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import ending_after, watched
 from saff.errors import SettingsError
 from saff.manifests import part_number
-from saff.progress import PATIENCE, Progress, duration
+from saff.progress import PATIENCE, Progress
 from saff.retries import BRIEF, patience_of
 from saff.shards import Row, count_rows, read_all_rows, write_rows
 from saff.storage import Folder, each, reaching
@@ -255,8 +255,7 @@ def start_ray() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = None if os.environ.get("RAY_ADDRESS") else "local"
-    slow = f"Ray did not start within {duration(START_SECONDS)}; the same command continues"
-    with ending_after(START_SECONDS, slow):
+    with ending_after(START_SECONDS):
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
 
 
