@@ -272,17 +272,10 @@ class Folder:
         """
         target = f"{self.path}/{name}"
         if is_local(self.fs):
-            parent = os.path.dirname(target)
-            os.makedirs(parent, exist_ok=True)
-            draft = f"{parent}/.{os.path.basename(name)}.{uuid.uuid4().hex}.tmp"
-            try:
-                with telling_no_space(target):
-                    yield draft
-                    _to_disk(draft)
-                    os.replace(draft, target)  # atomic within a folder
-            finally:
-                if os.path.exists(draft):
-                    os.remove(draft)
+            with _scratch(os.path.dirname(target)) as draft, telling_no_space(target):
+                yield draft
+                _to_disk(draft)
+                os.replace(draft, target)  # atomic within a folder
         else:
             with telling_no_space(tempfile.gettempdir()), _scratch() as draft:
                 yield draft

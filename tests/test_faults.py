@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import s3fs
-from ray.cluster_utils import Cluster
 
 import chaos
 import fault_proxy
@@ -32,7 +31,7 @@ from saff.errors import SettingsError
 from saff.manifests import list_images
 from saff.storage import UPLOAD_BYTES, Folder
 from saff.verification import verify
-from test_job import free_port, started, wait_for
+from test_job import free_port, nodes, started, wait_for
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -394,15 +393,8 @@ def cluster(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder))
-        nodes = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
-        for _ in range(2):
-            nodes.add_node(num_cpus=1)
-        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-        yield nodes
-        ray.shutdown()
-        nodes.shutdown()
+        with nodes(0, 1, 1) as made:
+            yield made
 
 
 @pytest.mark.ray
