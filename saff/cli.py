@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 from saff import __version__, config as settings, evaluation, results, verification
 from saff.config import Config
 from saff.errors import SettingsError, printable
-from saff.manifests import extend_manifest, list_images, read_manifest
+from saff.manifests import describe_source, extend_manifest, list_images, read_manifest
 from saff.progress import PATIENCE
 from saff.runs import claim_source, read_run
 from saff.storage import NO_FILE, Folder, asked, locate, reaching
@@ -129,6 +130,11 @@ def only_source(*given: str | None) -> str:
     return named[0]
 
 
+def source_of(given: str, manifest: str | None) -> str:
+    """Source of images as run.json is to say it."""
+    return describe_source(Folder.at(given).uri, is_manifest=manifest is not None)
+
+
 def refuse_relative(name: str) -> None:
     """Refuse a relative path in a submitted job: it lies in a copy that Ray deletes."""
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's own mark on a submitted driver
@@ -172,7 +178,7 @@ def label(
         refuse_relative(name)
     chosen = read_config(config)
     rows = read_manifest(manifest) if manifest else list_images(given)
-    folder, origin = Folder.at(output), Folder.at(given).uri
+    folder, origin = Folder.at(output), source_of(given, manifest)
     from saff import cluster  # Ray takes seconds to import; a mistake above is told at once
 
     share, job = cluster.Share.read(part), (origin, rows, folder, chosen)
@@ -213,7 +219,7 @@ def manifest(
         refuse_relative(name)
     rows = read_manifest(manifest) if manifest else list_images(given)
     folder = Folder.at(output)
-    claim_source(folder, Folder.at(given).uri)
+    claim_source(folder, source_of(given, manifest))
     with reaching(folder.uri):
         parts = folder / "manifest"
         added = extend_manifest(folder, rows)
@@ -237,11 +243,16 @@ def run(
         TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
     ] = TruthFormat.binary,
     retry_failed: RetryOption = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Once labelled, forget earlier networks and predictions."),
+    ] = False,
     patience: PatienceOption = MINUTES,
 ) -> None:
     """Do everything: label, train a network on the labels, infer with it, measure, report.
 
-    Killed at any point, the same command continues.
+    Killed at any point, the same command continues. Run it again for new images: they are labelled
+    and inferred, the networks stay as they are; [bold]--restart[/] trains them anew, on all.
     """
     given = only_source(source, images, manifest)
     for name in (given, output, *([truth] if truth else [])):
@@ -251,7 +262,7 @@ def run(
     from saff.cluster.pipeline import Scale, run_pipeline
 
     page = run_pipeline(
-        Folder.at(given).uri,
+        source_of(given, manifest),
         rows,
         Folder.at(output),
         chosen,
@@ -260,6 +271,7 @@ def run(
         truth=truth,
         truth_format=truth_format.value,
         retry_failed=retry_failed,
+        restart=restart,
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(f"open {page}")
@@ -335,7 +347,7 @@ def reinfer(
     source = None
     if given:
         rows = read_manifest(given[0]) if manifest else list_images(given[0])
-        source = (Folder.at(given[0]).uri, rows)
+        source = (source_of(given[0], manifest), rows)
     else:
         read_run(folder)
     from saff.cluster import Share
@@ -435,6 +447,7 @@ def evaluate(
     ] = TruthFormat.binary,
     stage: StageOption = Stage.pseudo_labels,
     normalise: Annotated[bool, typer.Option(help="Stretch each map to 0..255 first.")] = True,
+    patience: PatienceOption = MINUTES,
 ) -> None:
     """Measure results against masks: max F in its three conventions, MAE, IoU, P-R curve."""
     given = output or source
@@ -449,7 +462,7 @@ def evaluate(
         truth_format.value,
         stage.value,
         normalise=normalise,
-        map_parts=_parts_mapper(folder, stage.value),
+        map_parts=_parts_mapper(folder, stage.value, 60 * patience),
     )
     for name in ("mean_pr", "mean_f", "max_f"):
         typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
@@ -475,6 +488,7 @@ def verify(
         str | None,
         typer.Option(help="Run whose network made the predictions, where it is another one."),
     ] = None,
+    patience: PatienceOption = MINUTES,
 ) -> None:
     """Prove that an output is whole, or that two outputs hold the same.
 
@@ -490,7 +504,7 @@ def verify(
         stage=stage.value if stage else None,
         images=images,
         network=Folder.at(network) if network else None,
-        map_parts=_parts_mapper(folder, "manifest"),
+        map_parts=_parts_mapper(folder, "manifest", 60 * patience),
     )
     for line in verdict.lines:
         typer.echo(line)
@@ -498,7 +512,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _parts_mapper(output: Folder, stage: str) -> evaluation.Mapper:
+def _parts_mapper(output: Folder, stage: str, patience: float) -> evaluation.Mapper:
     """On a cluster if it has many parts or this is a cluster's job: Ray takes seconds to start."""
     with reaching(output.uri):
         many = len((output / stage).names(".parquet")) > PARTS_FOR_RAY
@@ -507,7 +521,7 @@ def _parts_mapper(output: Folder, stage: str) -> evaluation.Mapper:
     from saff.cluster import map_parts, start_ray
 
     start_ray()
-    return map_parts
+    return partial(map_parts, patience=patience)
 
 
 def tables(
@@ -697,10 +711,18 @@ def run_alone(command: Callable[..., None]) -> None:
 
 
 def explain(program: Callable[[], None]) -> None:
-    """Call a program and turn a :class:`SettingsError` into one line and exit code 2."""
+    """Call a program and turn what the user can mend into one line and exit code 2.
+
+    That is a :class:`SettingsError`, and an OSError: a storage or a disk that failed later on.
+    """
     try:
         program()
     except SettingsError as error:
-        print(f"saff: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        logging.disable()  # threads of Ray that still wait for tasks complain of its end
-        sys.exit(2)
+        line = str(error)
+    except OSError as error:
+        line = f"{type(error).__name__}: {error}; what is done stays, the same command continues"
+    else:
+        return
+    print(f"saff: {printable(' '.join(line.split()))}", file=sys.stderr)
+    logging.disable()  # threads of Ray that still wait for tasks complain of its end
+    sys.exit(2)

@@ -8,6 +8,7 @@ holds, so resuming is a comparison of two listings, and no image is ever there t
 import csv
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count, islice
@@ -24,6 +25,7 @@ from saff.storage import (
     asked,
     each,
     file_system,
+    is_folder,
     is_local,
     locate,
     public,
@@ -36,6 +38,7 @@ from saff.storage import (
 
 STAGES = ("pseudo_labels/", "predictions/", "network/", "rounds/", "evaluation/", "report/")
 OWN = ("run.json", "manifest/", *STAGES)  # what a run writes into its output
+OF_MANIFEST = "manifest "
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
 PARTS_WANTED = 256  # enough to keep many workers busy to the end
 LOOK_AHEAD = 65_536  # images listed before the size of a part is chosen
@@ -66,7 +69,7 @@ def list_images(source: str) -> Iterator[Row]:
     fs.invalidate_cache()
     with reaching(source):
         paths: Iterable[str]
-        if asked(fs, fs.isdir, path):
+        if is_folder(fs, path):
             root, paths = path, _files(fs, path)
         elif asked(fs, fs.isfile, path):
             root, paths = path.rpartition("/")[0], [path]
@@ -152,7 +155,7 @@ def read_manifest(source: str) -> Iterator[Row]:
     fs, path = locate(source)
     fs.invalidate_cache()
     with reaching(source):
-        if asked(fs, fs.isdir, path):
+        if is_folder(fs, path):
             base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
         elif asked(fs, fs.isfile, path):
             base, tables = path.rpartition("/")[0], [path]
@@ -161,6 +164,21 @@ def read_manifest(source: str) -> Iterator[Row]:
     rows = chain.from_iterable(_manifest_rows(fs, table, source) for table in tables)
     absolute = ({**r, "uri": _absolute(fs, base, r["uri"])} for r in rows)
     return _not_empty(absolute, f"the manifest {source} has no rows")
+
+
+def describe_source(uri: str, *, is_manifest: bool) -> str:
+    """Say where images come from, as it stands in run.json: a manifest says so before its URI."""
+    return f"{OF_MANIFEST}{uri}" if is_manifest else uri
+
+
+def source_option(source: str) -> str:
+    """Option of the command line that names a described source.
+
+    >>> source_option("manifest s3://bucket/all.parquet")
+    '--manifest s3://bucket/all.parquet'
+    """
+    uri = source.removeprefix(OF_MANIFEST)
+    return f"{'--images' if uri == source else '--manifest'} {shlex.quote(uri)}"
 
 
 def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:

@@ -19,9 +19,10 @@ from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.evaluation import evaluate as evaluate
 from saff.manifests import is_safe_id
+from saff.retries import FINAL_CODES, code_of
 from saff.rows import decode_map, original
 from saff.runs import read_run, stage_digest
-from saff.shards import Row, count_rows, read_rows
+from saff.shards import Row, count_rows, read_all_rows
 from saff.storage import Folder, each, reaching
 
 What = Literal["mask", "confidence", "overlay", "cutout"]
@@ -41,7 +42,7 @@ def rows_of(output: Folder, stage: str, columns: list[str] | None = None) -> Ite
         If the output is no run, or the stage holds nothing yet.
     """
     names = shards_of(output, stage)
-    return (row for name in names for row in read_rows(output / stage, name, columns))
+    return (row for name in names for row in read_all_rows(output / stage, name, columns))
 
 
 def shards_of(output: Folder, stage: str) -> list[str]:
@@ -109,8 +110,8 @@ def export(output: Folder, to: Path, what: What, stage: str = "pseudo_labels") -
     Returns
     -------
     written, left_out : int
-        Files written; images without a result, whose file is not the one that was labelled, or
-        whose id (an object's key can be ``a//b``) is no path inside a folder.
+        Files written; images without a result, whose file is not the one that was labelled or may
+        not be read, or whose id (an object's key can be ``a//b``) is no path inside a folder.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def export(output: Folder, to: Path, what: What, stage: str = "pseudo_labels") -
     for row in rows_of(output, stage, columns):
         image_id = row["image_id"]
         usable = row["confidence"] is not None and is_safe_id(image_id)
-        image = original(row) if usable and needs_image else None
+        image = seen(row) if usable and needs_image else None
         if not usable or (needs_image and image is None):
             left_out += 1
             continue
@@ -162,6 +163,18 @@ def export_path(to: Path, image_id: str, *, keep_extension: bool = False) -> Pat
     if not path.resolve().is_relative_to(to.resolve()):
         raise SettingsError(f"image_id {image_id!r} leads outside {to}: remove the link in it")
     return path
+
+
+def seen(row: Row) -> Image | None:
+    """Image of a row; None where its file is gone, another one, or not for us to read any more."""
+    try:
+        return original(row)
+    except PermissionError:
+        return None
+    except OSError as error:
+        if code_of(error) in FINAL_CODES:  # a signature that has expired, say
+            return None
+        raise
 
 
 def _stem(image_id: str) -> str:
@@ -240,7 +253,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
 
 def _failures(shards: Folder, names: list[str]) -> Iterator[report.Failure]:
     for name in names:
-        for row in read_rows(shards, name, ["image_id", "error", "error_kind"]):
+        for row in read_all_rows(shards, name, ["image_id", "error", "error_kind"]):
             if row["error_kind"] is not None:
                 yield report.Failure(**row)
 
@@ -256,11 +269,11 @@ def _cards(output: Folder, stage: Stage, step: int) -> Iterator[report.Card]:
         start += rows - failed
         if not wanted:
             continue  # a large run is not read for a few cards
-        others = read_rows(predictions, name, PREDICTED) if name in both else iter(())
-        pairs = _beside(read_rows(shards, name), others)
+        others = read_all_rows(predictions, name, PREDICTED) if name in both else []
+        pairs = _beside(iter(read_all_rows(shards, name)), iter(others))
         usable = (pair for pair in pairs if pair[0]["error_kind"] is None)
         for row, other in islice(usable, wanted.start, None, step):
-            image = original(row)
+            image = seen(row)
             if image is not None:
                 yield _card(row, image, other, stage)
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import count, takewhile
 from typing import Any
 
 from saff.errors import SettingsError
 from saff.shards import Row
 from saff.storage import Folder, reaching
 
+OTHER_OUTPUT = "choose another output, or the settings it has"
+RESTART = "choose the settings it has, another output, or forget what is there with --restart"
 SOURCE = "source.json"  # beside the parts of a manifest
 
 
@@ -18,7 +21,7 @@ def with_digest(content: Row) -> Row:
     return content | {"digest": digest}
 
 
-def claim(output: Folder, run: dict[str, Any]) -> None:
+def claim(output: Folder, run: dict[str, Any], remedy: str = OTHER_OUTPUT) -> None:
     """Bind an output to a run, or check that it is bound to the same one.
 
     Parameters
@@ -27,25 +30,25 @@ def claim(output: Folder, run: dict[str, Any]) -> None:
         The run's output.
     run : dict
         What decides the content; ``digest`` sums it up, ``source`` says which images.
+    remedy : str
+        What a person can do if it belongs to another run.
 
     Raises
     ------
     SettingsError
         If the output belongs to another run, naming the difference, or cannot be written.
     """
-    if is_claimed(output, run):
+    if is_claimed(output, run, remedy):
         return
-    if "source" in run and _source_of(output) is not None:
-        claim_source(output, run["source"])
     with reaching(output.uri):
         try:
             output.create("run.json", (json.dumps(run, indent=2) + "\n").encode())
         except FileExistsError:  # another job was faster
-            if not is_claimed(output, run):
+            if not is_claimed(output, run, remedy):
                 raise
 
 
-def is_claimed(output: Folder, run: dict[str, Any]) -> bool:
+def is_claimed(output: Folder, run: dict[str, Any], remedy: str = OTHER_OUTPUT) -> bool:
     """Whether an output is bound to a run; False for a new one.
 
     Raises
@@ -54,10 +57,11 @@ def is_claimed(output: Folder, run: dict[str, Any]) -> bool:
         If it is bound to another run.
     """
     other = _load_run(output)
+    if other is None and "source" in run:
+        is_source_claimed(output, run["source"])
     if other is not None and (differences := sorted(_differences(other, run))):
         raise SettingsError(
-            f"{output.uri} belongs to another run: {'; '.join(differences)}; "
-            "choose another output, or the settings it has"
+            f"{output.uri} belongs to another run: {'; '.join(differences)}; {remedy}"
         )
     return other is not None
 
@@ -76,6 +80,20 @@ def read_run(output: Folder) -> dict[str, Any]:
     return run
 
 
+def rounds_of(output: Folder) -> list[str]:
+    """Folders of the rounds before the last that have begun: ``rounds/1``, ..."""
+    stages = ("network", "predictions", "labels")
+    homes = (f"rounds/{number}" for number in count(1))
+    begun = takewhile(lambda h: any((output / h / s).exists("run.json") for s in stages), homes)
+    return list(begun)
+
+
+def forget(stage: Folder) -> None:
+    """Remove the results of a stage, and then what bound it to a run."""
+    for name in (*stage.names(".parquet"), "run.json"):
+        stage.remove(name)
+
+
 def stage_digest(output: Folder, stage: str) -> str:
     """What sums up the results of a stage: pseudo labels are the run's, others have their own."""
     run = _load_run(output if stage == "pseudo_labels" else output / stage) or {}
@@ -88,17 +106,28 @@ def claim_source(output: Folder, source: str) -> None:
     Raises
     ------
     SettingsError
-        If the images that are there come from another source.
+        If they are bound to another source.
     """
-    there = (_load_run(output) or {}).get("source") or _source_of(output)
-    if there is None:
+    if not is_source_claimed(output, source):
         with reaching(output.uri):
             (output / "manifest").create(SOURCE, (json.dumps({"source": source}) + "\n").encode())
-    elif there != source:
+
+
+def is_source_claimed(output: Folder, source: str) -> bool:
+    """Whether an output's images are bound to a source; False for a new output.
+
+    Raises
+    ------
+    SettingsError
+        If they are bound to another source.
+    """
+    there = (_load_run(output) or {}).get("source") or _source_of(output)
+    if there is not None and there != source:
         raise SettingsError(
             f"the images of {output.uri} come from {there}, and these from {source}; name "
             "another output"
         )
+    return there is not None
 
 
 def _source_of(output: Folder) -> str | None:

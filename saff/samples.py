@@ -7,15 +7,18 @@ with the number of the step and nothing else.
 
 import hashlib
 import os
+import re
 import tempfile
 import uuid
 import zipfile
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +29,7 @@ from numpy.typing import NDArray
 from saff.arrays import AnyArray
 from saff.config import Training
 from saff.errors import SettingsError
+from saff.manifests import part_number
 from saff.rows import decode_map, original
 from saff.shards import Row, count_rows, read_all_rows
 from saff.storage import Folder, asked, each
@@ -35,6 +39,7 @@ CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
 GREY = 127  # around an image that is smaller than the crop
 NEEDED = ["image_id", "uri", "sha256", "height", "width", "confidence", "error_kind"]
 TO_SEE = ["image_id", "height", "width", "pseudo_label"]
+SPAN = re.compile(r"(\d+)(?:-(\d+))?")  # of numbers of parts
 MOST_LOOKED_AT = 10_000  # labels among which one must have a foreground
 
 
@@ -72,6 +77,29 @@ class Corpus:
     def __len__(self) -> int:
         """Images to learn from."""
         return sum(self.counts)
+
+    @property
+    def spans(self) -> str:
+        """Numbers of the parts, as ``"0-3,7"``."""
+        ends: list[list[int]] = []
+        for number in map(part_number, self.parts):
+            if ends and number == ends[-1][1] + 1:
+                ends[-1][1] = number
+            else:
+                ends.append([number, number])
+        return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
+
+    def within(self, spans: str) -> "Corpus":
+        """Give the parts with these numbers alone, of those that are there."""
+        ends = sorted((int(span[1]), int(span[2] or span[1])) for span in SPAN.finditer(spans))
+
+        def is_within(name: str) -> bool:
+            number = part_number(name)
+            place = bisect_right(ends, number, key=itemgetter(0)) - 1
+            return place >= 0 and number <= ends[place][1]
+
+        kept = [pair for pair in zip(self.parts, self.counts, strict=True) if is_within(pair[0])]
+        return Corpus(self.labels, tuple(n for n, _ in kept), tuple(c for _, c in kept))
 
 
 def open_corpus(labels: Folder) -> Corpus:
@@ -350,6 +378,13 @@ class Loader:
             crops.append(crop(pixels, rng, training))
         image, confidence, valid = (np.stack(column) for column in zip(*crops, strict=True))
         return Batch(image, confidence, valid, [_key(training.seed, p) for p in positions])
+
+    def blank(self) -> Batch:
+        """Give a batch of that shape which holds nothing."""
+        side = self.training.crop
+        count = len(range(self.rank, self.training.batch, self.workers))
+        image, confidence = (np.zeros((count, side, side, *c), np.uint8) for c in ((3,), ()))
+        return Batch(image, confidence, confidence > 0, [0] * count)
 
 
 def _key(seed: int, position: int) -> int:

@@ -421,7 +421,16 @@ def _is_gone(process: int) -> bool:
     return False
 
 
-def s3_objects(fs: Any, prefix: str, **how: str) -> Iterator[str]:
+def is_folder(fs: Any, path: str) -> bool:
+    """Whether anything is below a path; s3fs itself would list all that is."""
+    if not hasattr(fs, "call_s3"):
+        return bool(asked(fs, fs.isdir, path))
+    with contextlib.suppress(FileNotFoundError):  # no such bucket
+        return next(s3_objects(fs, path, MaxKeys=1), None) is not None
+    return False
+
+
+def s3_objects(fs: Any, prefix: str, **how: Any) -> Iterator[str]:
     """Objects below a prefix as S3 lists them, sorted; s3fs itself would collect all of them."""
     bucket, _, key = prefix.partition("/")
     below: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **how}

@@ -27,7 +27,7 @@ from saff import network as networks
 from saff.config import Training
 from saff.errors import SettingsError, WeightsError
 from saff.network import Network
-from saff.runs import claim, read_run, with_digest
+from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
 from saff.semantic.weights import WeightsFile, load_state
 from saff.shards import Row
@@ -48,13 +48,14 @@ def describe(training: Training, corpus: Corpus, labels: Row) -> Row:
     corpus : Corpus
         Labels to learn from.
     labels : dict
-        Which they are, as run.json is to say it; another digest for other labels.
+        Which they are, as run.json is to say it; another digest for other labels.  What it says of
+        ``parts`` and ``images`` counts more than the corpus.
     """
     network = start_network(training)
     content = {
         "saff": saff.__version__,
         "training": json.loads(json.dumps(dataclasses.asdict(training))),
-        "labels": {**labels, "images": len(corpus)},
+        "labels": {"parts": corpus.spans, "images": len(corpus), **labels},
         "start": state_digest(network.state_dict()),
     }
     return with_digest(content)
@@ -101,7 +102,25 @@ class NetworkFolder:
 
     def claim(self, run: Row) -> None:
         """Bind the folder to a training, or check that it is bound to this one."""
-        claim(self.folder, run)
+        claim(self.folder, run, RESTART)
+
+    def learns_from(self) -> Row:
+        """Parts and number of the images that its training began with; empty without a training.
+
+        Raises
+        ------
+        SettingsError
+            If its run.json is damaged.
+        """
+        with reaching(self.folder.uri):
+            begun = self.folder.exists("run.json")
+        labels = read_run(self.folder).get("labels") if begun else {}
+        if not isinstance(labels, dict) or (begun and not isinstance(labels.get("parts"), str)):
+            raise SettingsError(
+                f"{self.folder.uri}/run.json does not say which labels it learns from: it is "
+                "damaged or of another version of saff; --restart trains anew"
+            )
+        return {name: labels.get(name) for name in ("parts", "images") if begun}
 
     def clear(self) -> None:
         """Remove everything, the result first."""

@@ -25,14 +25,14 @@ from saff.arrays import AnyArray
 from saff.errors import SettingsError, printable
 from saff.evaluation import one_by_one
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
-from saff.manifests import part_name
+from saff.manifests import part_name, source_option
 from saff.metrics import HALF
 from saff.progress import Progress
-from saff.runs import with_digest
+from saff.runs import rounds_of, with_digest
 from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
 from saff.storage import NO_FILE, Folder, asked, is_local, locate, reaching, read_bytes, telling
 
-STAGES = {"pseudo_labels": PSEUDO_LABELS, "predictions": PREDICTIONS}
+LABELS = re.compile(r"pseudo_labels|rounds/\d+/labels")  # what a network can learn from
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}
 OF_ANY_ROW = ("image_id", "uri", "sha256", "height", "width", "error", "error_kind")
 FEATURES = 4  # numbers of a superpixel; the weights are one for each and the bias
@@ -227,6 +227,11 @@ def stored_rows(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Row]:
         except Exception as error:  # damaged files make the reader raise nearly everything
             why = " ".join(str(error).split()) or type(error).__name__
             raise DamagedError(f"cannot be read: {why}") from error
+
+
+def schema_of(stage: str) -> pa.Schema:
+    """Columns of a stage; what a network inferred has the same in every round, spread or not."""
+    return PSEUDO_LABELS if stage == "pseudo_labels" else PREDICTIONS
 
 
 def schema_fault(found: pa.Schema, wanted: pa.Schema) -> str:
@@ -439,7 +444,7 @@ class VerifyPart:
         where, ids, failed = f"{folder.uri}/{part}", [], set()
         digests: dict[str, str] = {}
         try:
-            for number, row in enumerate(stored_rows(folder, part, STAGES[stage])):
+            for number, row in enumerate(stored_rows(folder, part, schema_of(stage))):
                 image_id = row["image_id"]
                 ids.append(image_id)
                 content, wrong = examine(row)
@@ -546,7 +551,8 @@ def verify(
     other : Folder, optional
         Another one, to be compared image by image, however its images are split over parts.
     stage : str, optional
-        ``"pseudo_labels"`` or ``"predictions"``; default: those that are there.
+        ``"pseudo_labels"`` or ``"predictions"``; default: those that are there, and those of the
+        rounds before the last.
     images : bool
         Read each image again and compare its SHA-256: costs a read of the corpus.
     network : Folder, optional
@@ -599,12 +605,18 @@ def _run_of(output: Folder) -> Row:
 
 
 def _stages_of(outputs: Sequence[Folder], runs: Sequence[Row]) -> tuple[str, ...]:
-    """Stages that are there, and pseudo labels where a run is to have them."""
+    """Stages that are there, in their order, and pseudo labels where a run is to have them."""
     there = {"pseudo_labels"} if any("config" in run for run in runs) else set()
+    rounds: list[str] = []
     for output in outputs:
         with reaching(output.uri):
-            there |= {name for name in STAGES if (output / name).names("")}
-    return tuple(name for name in STAGES if name in there) or ("pseudo_labels",)
+            rounds = max(rounds, rounds_of(output), key=len)
+    known = [f"{home}/{name}" for home in rounds for name in ("predictions", "labels")]
+    known = ["pseudo_labels", *known, "predictions"]
+    for output in outputs:
+        with reaching(output.uri):
+            there |= {name for name in known if (output / name).names("")}
+    return tuple(name for name in known if name in there) or ("pseudo_labels",)
 
 
 def _verify_parts(
@@ -646,11 +658,12 @@ def _take(findings: Findings, result: dict[str, Any], catalogue: Catalogue, outp
 
 def command(output: Folder, run: Row, stage: str) -> str:
     """Command that continues a stage of an output."""
-    source, where = str(run.get("source", "IMAGES")), f"--output {shlex.quote(output.uri)}"
-    flag = "--manifest" if source.endswith((".csv", ".parquet")) else "--images"
-    images = f"{flag} {shlex.quote(source)}"
+    images = source_option(str(run.get("source", "IMAGES")))
+    where = f"--output {shlex.quote(output.uri)}"
     if stage == "pseudo_labels":
         return f"saff label {images} {where}"
+    if stage != "predictions":
+        return f"saff run {images} {where}"
     new = f" --network RUN {images}" if "network" in run else ""
     return f"saff reinfer {where}{new}"
 
@@ -688,19 +701,54 @@ def description_faults(
     output: Folder, stages: Sequence[str], network: Folder | None = None
 ) -> Iterator[str]:
     """What is wrong with the run.json of an output, and with those of its stages."""
-    trained, predictions = output / "network", output / "predictions"
-    with reaching(output.uri):
-        folders = [output]
-        if "predictions" in stages:
-            # an empty name: whatever is in it
-            folders += [folder for folder in (trained, predictions) if folder.names("")]
-    runs = {}
-    for folder in folders:
-        runs[folder.uri], fault = description(folder)
+    if fault := description(output)[1]:
+        yield f"{output.uri}/run.json: {fault}"
+    for stage in stages:
+        home, _, name = stage.rpartition("/")
+        if name == "predictions":
+            round_of = output / home if home else output
+            yield from _round_faults(output, round_of, None if home else network)
+        elif name == "labels":
+            yield from _label_faults(output / home)
+
+
+def _round_faults(output: Folder, home: Folder, network: Folder | None) -> Iterator[str]:
+    """What is wrong with the run.json of a round's network, and of its predictions."""
+    trained, predictions = home / "network", home / "predictions"
+    for folder in (trained, predictions):
+        with reaching(folder.uri):
+            if not folder.names(""):  # whatever is in it
+                continue
+        run, fault = description(folder)
         if fault:
             yield f"{folder.uri}/run.json: {fault}"
-    if predictions.uri in runs:
-        yield from _network_faults(runs[predictions.uri], predictions, trained, network)
+        if folder == predictions:
+            yield from _network_faults(run, predictions, trained, network)
+        elif not fault:
+            yield from _learning_faults(run, trained, output)
+
+
+def _learning_faults(run: Row, trained: Folder, output: Folder) -> Iterator[str]:
+    """Whether a network has learnt from the labels that are there."""
+    labels = run.get("labels")
+    stage = labels.get("stage") if isinstance(labels, dict) else None
+    if not (isinstance(stage, str) and LABELS.fullmatch(stage)):
+        yield f"{trained.uri}/run.json: does not say which labels the network has learnt from"
+        return
+    there, fault = description(output if stage == "pseudo_labels" else output / stage)
+    if not fault and run["labels"].get("digest") != there["digest"]:
+        yield f"{trained.uri}/run.json: the network has not learnt from the {stage} that are there"
+
+
+def _label_faults(home: Folder) -> Iterator[str]:
+    """What is wrong with the run.json of labels made of predictions, and whether of those there."""
+    labels, predictions = home / "labels", home / "predictions"
+    run, fault = description(labels)
+    there, other = description(predictions)
+    if fault:
+        yield f"{labels.uri}/run.json: {fault}"
+    elif not other and run.get("predictions") != there["digest"]:
+        yield f"{labels.uri}/run.json: the labels are not of the predictions {predictions.uri}"
 
 
 def _network_faults(
@@ -740,7 +788,7 @@ def _difference(
         one, other = (places[output][1][number] for output in (0, 1))
         if one and other and one != other:
             found = [
-                _content(folder / stage, places[output][0], image_id, STAGES[stage])
+                _content(folder / stage, places[output][0], image_id, schema_of(stage))
                 for output, folder in enumerate(outputs)
             ]
             told.append(f"{stage} differ in {', '.join(differing_columns(*found))}")

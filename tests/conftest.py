@@ -117,6 +117,14 @@ def finished(corpus, label_folder, tmp_path_factory):
 
 
 @pytest.fixture
+def settings_file(tmp_path):
+    """The settings of that run."""
+    path = tmp_path / "small.json"
+    path.write_text('{"encoder_side": 64, "superpixel_count": 60}')
+    return path
+
+
+@pytest.fixture
 def run_copy(finished, tmp_path):
     """A copy of the finished run that a test may change."""
     shutil.copytree(finished.path, tmp_path / "run")

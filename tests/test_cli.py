@@ -42,13 +42,6 @@ FLAGS = {
 }
 
 
-@pytest.fixture
-def settings_file(tmp_path):
-    path = tmp_path / "small.json"
-    path.write_text('{"encoder_side": 64, "superpixel_count": 60}')
-    return path
-
-
 def refusal(called):
     """The one line of a command that stopped because of what its user gave."""
     code, out, err = called

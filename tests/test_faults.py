@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import s3fs
+import torch
 
 import chaos
 import fault_proxy
@@ -26,6 +28,7 @@ from fault_proxy import KINDS, RESETS, FaultProxy
 from saff import retries
 from saff.cluster import label_corpus
 from saff.cluster.pipeline import run_pipeline
+from saff.cluster.training import train_network
 from saff.config import Inference, Training
 from saff.errors import SettingsError
 from saff.manifests import list_images
@@ -168,11 +171,15 @@ def test_a_listing_of_many_pages_is_whole(world, proxy):
     time.sleep(1.5)  # the server looks at its folders once a second
     proxy.rate = 0.4
     rows = list(list_images(f"s3://{chaos.BUCKET}/many"))
+    requests = proxy.requests
     assert [row["image_id"] for row in rows] == sorted(f"{n % 7}/{n:04}.png" for n in range(2300))
     served = ("slow", "slow_request")
     refused = sum(count for kind, count in proxy.faults.items() if kind not in served)
-    assert proxy.requests - refused > 3  # a look, then a thousand a page
+    assert requests - refused == 4  # a look, then a thousand a page
     assert proxy.faults.total() > 1
+    proxy.rate, proxy.requests = 0, 0
+    assert len(list(list_images(f"s3://{chaos.BUCKET}/flat"))) == 1100
+    assert proxy.requests == 3  # s3fs's own look at a folder would list all of it
     folder = Folder.at(f"s3://{chaos.BUCKET}/flat")
     assert folder.names("") == [f"{number:04}" for number in range(1100)]
     assert not folder.fs.dircache  # nothing of it is kept
@@ -370,6 +377,33 @@ def test_the_whole_pipeline_in_a_storage_that_fails_is_that_on_a_disk(world, pro
     assert len((output / "report").read("index.html")) > 100_000
 
 
+def test_a_storage_that_fails_later_on_is_one_line(
+    call, corpus, settings_file, finished, world, proxy, monkeypatch, tmp_path
+):
+    """The first look at an output is well, and no shard of it can be read."""
+    shutil.copytree(finished.path, world.bucket / "late")
+    time.sleep(1.5)  # the server looks at its folders once a second
+    output = f"s3://{chaos.BUCKET}/late"
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("SAFF_STORAGE_PATIENCE", "0.5")
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.strike = lambda request: request.method == "GET" and ".parquet" in request.path
+    for words in (
+        ("label", corpus, "--output", output, "--config", settings_file),
+        ("report", output),
+        ("export", output, "--to", tmp_path / "masks"),
+        ("evaluate", output, "--truth", tmp_path),
+    ):
+        code, out, err = call(*words)
+        assert (code, out) == (2, ""), words
+        last = err.splitlines()[-1]
+        assert last.startswith("saff: "), words
+        assert "Traceback" not in err, words
+    proxy.strike = None
+    code, out, _ = call("report", output)
+    assert (code, out) == (0, f"open {output}/report/index.html\n")
+
+
 # Processes and nodes
 
 
@@ -437,9 +471,40 @@ def test_a_worker_killed_for_memory_and_a_lost_node_cost_nothing(cluster, world,
     assert chaos.compare(stage, world.expected) == NOTHING_WRONG
 
 
-def wait_for_shards(stage, count):
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_training_whose_node_is_lost_goes_on_at_its_checkpoint(finished, tmp_path):
+    training = dataclasses.replace(TINY.training, steps=12)
+    lost, whole = (
+        Folder.at(str(shutil.copytree(finished.path, tmp_path / name)))
+        for name in ("lost", "whole")
+    )
+    checkpoints, found = tmp_path / "lost/network/checkpoints", []
+
+    def strike(cluster):
+        wait_for_shards(checkpoints, 1, "step-*.pt")
+        (node,) = cluster.worker_nodes
+        cluster.remove_node(node, False)
+        found.append(not (lost / "network").exists("weights.pt"))
+        cluster.add_node(num_cpus=1)
+
+    with nodes(0, 1) as cluster:
+        thread = threading.Thread(target=strike, args=(cluster,))
+        thread.start()
+        train_network(lost, training, workers=1)
+        thread.join()
+        train_network(whole, training, workers=1)
+    assert found == [True], "the node was to be lost in mid-training"
+    one, other = (
+        torch.load(f"{o.path}/network/weights.pt", weights_only=True) for o in (lost, whole)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def wait_for_shards(stage, count, pattern="part-*.parquet"):
     end = time.monotonic() + 200
-    while len(list(stage.glob("part-*.parquet"))) < count:
+    while len(list(stage.glob(pattern))) < count:
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 

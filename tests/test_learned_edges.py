@@ -1,3 +1,5 @@
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -124,7 +126,10 @@ def test_boundaries_are_read_from_mat_and_png(tmp_path):
     np.testing.assert_array_equal(read_boundaries(png), people[:1])
 
 
-@pytest.mark.parametrize("content", [b"", b"a note", b"\x89PNG\r\n"])
+HUGE = encode_png(np.zeros((1, 1), np.uint8))[:16] + struct.pack(">II", 60_000, 60_000)
+
+
+@pytest.mark.parametrize("content", [b"", b"a note", b"\x89PNG\r\n", HUGE])
 def test_boundaries_that_are_none_are_named(content):
     with pytest.raises(ValueError, match="the boundaries are"):
         read_boundaries(content)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import ray
 import torch
+from skimage import data
 
 from saff import config, images
 from saff.cluster import Share, map_parts
@@ -27,8 +29,9 @@ from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.labeling import spread_map
-from saff.manifests import extend_manifest, list_images
-from saff.shards import read_rows
+from saff.manifests import extend_manifest, list_images, part_name
+from saff.samples import open_corpus
+from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
 from saff.trained import load_trained
 from saff.training import TrainingError
@@ -83,7 +86,7 @@ def trained_once(labelled, one_node, tmp_path_factory):
 
 
 def weights_of(output):
-    return torch.load(Path(output.path) / "network" / "weights.pt", weights_only=True)
+    return torch.load(io.BytesIO((output / "network").read("weights.pt")), weights_only=True)
 
 
 def predictions_of(output, stage="predictions"):
@@ -112,6 +115,55 @@ def test_a_training_leaves_what_it_should(trained_once):
     before = (Path(folder.path) / "weights.pt").stat().st_mtime_ns
     train_network(trained_once, TRAINING)  # the same command when done does nothing
     assert (Path(folder.path) / "weights.pt").stat().st_mtime_ns == before
+
+
+def test_labels_made_since_a_training_began_change_it_only_with_restart(
+    trained_once, tmp_path, caplog
+):
+    output = Folder.at(str(shutil.copytree(trained_once.path, tmp_path / "run")))
+    network = output / "network"
+    for name in ("weights.pt", "checkpoints/step-00000006.pt"):  # as it was at step 4
+        network.remove(name)
+    name = part_name(99)
+    row = next(r for r in predictions_of(output, "pseudo_labels").values() if r["confidence"])
+    late = row | {"image_id": "late.png"}
+    write_rows(output / "pseudo_labels", name, [late], PSEUDO_LABELS)
+    train_network(output, TRAINING)
+    for key, value in weights_of(trained_once).items():
+        assert torch.equal(weights_of(output)[key], value)
+    said = "learns from the 4 images that were labelled when its training began, not from the 1"
+    assert said in caplog.text
+    train_network(output, TRAINING, restart=True)
+    assert json.loads(network.read("run.json"))["labels"]["images"] == 5
+    (output / "pseudo_labels").remove(name)
+    train_network(output, TRAINING)  # done is done
+    network.remove("weights.pt")
+    with pytest.raises(SettingsError, match=r"labels\.images is 5 there and 4 here; .*--restart"):
+        train_network(output, TRAINING)
+    network.write("run.json", b'{"labels": {"images": 5}}')
+    with pytest.raises(SettingsError, match="does not say which labels it learns from"):
+        train_network(output, TRAINING)
+
+
+@pytest.mark.parametrize("fault", ["a damaged shard", "an image that cannot be read"])
+def test_what_a_training_cannot_read_ends_it_with_one_line(fault, output, tmp_path):
+    labels = output / "pseudo_labels"
+    name = open_corpus(labels).parts[-1]
+    if fault == "a damaged shard":
+        path = Path(labels.path) / name
+        data = bytearray(path.read_bytes())
+        footer = int.from_bytes(data[-8:-4], "little") + 8
+        data[4:-footer] = bytes(len(data) - footer - 4)  # its counts stay, its pages do not
+        path.write_bytes(data)
+        said = rf"^{path} is damaged"
+    else:
+        loop = tmp_path / "loop"
+        loop.symlink_to(loop)
+        rows = [row | {"uri": str(loop)} for row in read_rows(labels, name)]
+        write_rows(labels, name, rows, PSEUDO_LABELS)
+        said = r"^OSError: .*levels of symbolic links.* \(at step \d+ on .*\); no image is at fault"
+    with pytest.raises(TrainingError, match=said):
+        train_network(output, TRAINING)
 
 
 def test_two_workers_train_the_same_network(trained_once, output):
@@ -306,6 +358,36 @@ def test_two_rounds_from_images_to_a_report(corpus, two_rounds):
     assert {p for p in files if files[p] != after.get(p)} == {Path(page)}
 
 
+@pytest.mark.timeout(600)
+def test_new_photographs_are_labelled_and_inferred_and_networks_stay(corpus, two_rounds, tmp_path):
+    output = Folder.at(str(shutil.copytree(two_rounds[0].path, tmp_path / "run")))
+    new = tmp_path / "new.png"
+    new.write_bytes(images.encode_png(data.rocket()[::4, ::4]))
+    rows = [*list_images(str(corpus)), {"image_id": "new.png", "uri": str(new)}]
+
+    def run_again(**options):
+        said = []
+        run_pipeline(str(corpus), rows, output, config_of(), say=said.append, **options)
+
+    def trained_on():
+        return json.loads((output / "network").read("run.json"))["labels"]
+
+    known, before = trained_on(), weights_of(output)
+    run_again(rounds=2)
+    for stage in ("pseudo_labels", "rounds/1/predictions", "rounds/1/labels", "predictions"):
+        assert predictions_of(output, stage)["new.png"]["confidence"] is not None
+    assert trained_on() == known
+    assert all(torch.equal(weights_of(output)[name], before[name]) for name in before)
+    with pytest.raises(SettingsError, match=r"labels\.stage is 'rounds/1/labels' .*--restart"):
+        run_again(rounds=1)
+    run_again(rounds=1, restart=True)
+    assert trained_on()["stage"] == "pseudo_labels"
+    assert trained_on()["images"] == known["images"] + 1
+    assert verify(output).whole
+    for stage in ("predictions", "labels", "network"):
+        assert (output / "rounds/1" / stage).names("") in ([], ["tensorboard"])
+
+
 def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, tmp_path):
     for row in predictions_of(trained_once, "pseudo_labels").values():
         if row["confidence"]:
@@ -319,13 +401,19 @@ def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, 
     assert alone["images"] == 4
 
 
+@pytest.mark.s3
 @pytest.mark.timeout(600)
-def test_three_nodes_give_the_pipeline_of_one(corpus, two_rounds, tmp_path):
+def test_three_nodes_and_a_bucket_give_the_pipeline_of_one_and_a_disk(
+    corpus, two_rounds, s3_user, s3_other
+):
     ray.shutdown()  # no test after this one uses that cluster
-    output = Folder.at(str(tmp_path / "run"))
+    s3_other.mkdir("three-nodes")
+    s3_other.put(f"{corpus}/", "three-nodes/photos/", recursive=True)
+    output = Folder.at("s3://three-nodes/run")
     with nodes(1, 1, 1):
         assert len(ray.nodes()) == 3
-        pipeline(corpus, output, rounds=1, scale=Scale(workers=1))
+        page, _ = pipeline("s3://three-nodes/photos", output, rounds=1, scale=Scale(workers=1))
+    assert page == "s3://three-nodes/run/report/index.html"
     assert verify(output).whole
     is_first_round_of(output, two_rounds[0])
 
@@ -334,9 +422,11 @@ def is_first_round_of(output, whole):
     """A pipeline of one round has given what the first of several gives, to the last bit."""
     one, other = weights_of(output), weights_of(whole / "rounds" / "1")
     assert all(torch.equal(one[name], other[name]) for name in other)
-    assert predictions_of(output) == predictions_of(whole, "rounds/1/predictions")
-    labels = "pseudo_labels"
-    assert predictions_of(output, labels) == predictions_of(whole, labels)
+    for stage, same in (("predictions", "rounds/1/predictions"), ("pseudo_labels",) * 2):
+        found, expected = predictions_of(output, stage), predictions_of(whole, same)
+        for row in (*found.values(), *expected.values()):
+            del row["uri"]
+        assert found == expected
 
 
 @pytest.mark.timeout(900)

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from saff import images, samples
 from saff.config import Training
 from saff.errors import SettingsError
+from saff.manifests import part_name
 from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
@@ -77,6 +78,21 @@ def test_a_corpus_counts_what_is_usable(labels):
     corpus = open_corpus(labels)
     assert len(corpus) == 4  # of seven images, three are bad
     assert set(corpus.parts) <= set(labels.names(".parquet"))
+
+
+@given(st.sets(st.integers(0, 30), min_size=1), st.sets(st.integers(0, 30)))
+def test_parts_are_found_again_by_their_numbers(there, more):
+    counts = {part_name(n): n + 1 for n in sorted(there | more)}
+    whole = Corpus(Folder.at("x"), tuple(counts), tuple(counts.values()))
+    began = Corpus(whole.labels, *zip(*[(part_name(n), n + 1) for n in sorted(there)], strict=True))
+    assert whole.within(began.spans) == began
+    assert whole.within(whole.spans) == whole
+    assert began.within(whole.spans) == began
+
+
+def test_numbers_of_parts_read_as_spans():
+    parts = tuple(part_name(n) for n in (0, 1, 2, 5, 8, 9))
+    assert Corpus(Folder.at("x"), parts, (1,) * 6).spans == "0-2,5,8-9"
 
 
 def test_no_labels_is_said(tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import PIL.Image
@@ -22,7 +23,7 @@ from saff.errors import SettingsError
 from saff.images import decode_png, encode_png
 from saff.labeling import label_image
 from saff.manifests import list_images
-from saff.runs import claim
+from saff.runs import claim, stage_digest, with_digest
 from saff.samples import open_corpus
 from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
@@ -77,7 +78,8 @@ def predicted(finished, tmp_path_factory):
     shutil.copytree(finished.path, folder)
     output = Folder.at(str(folder))
     network, training = NetworkFolder(output / "network"), Training()
-    network.claim(describe(training, open_corpus(output / "pseudo_labels"), {"digest": HEX}))
+    labels = {"stage": "pseudo_labels", "digest": stage_digest(output, "pseudo_labels")}
+    network.claim(describe(training, open_corpus(output / "pseudo_labels"), labels))
     network.finish(start_network(training).state_dict())
     settings = Inference(sides=(64,))
     claim(output / "predictions", describe_predictions(load_trained(output).sha256, settings))
@@ -410,6 +412,55 @@ def test_predictions_of_another_network(predicted_copy, predicted, tmp_path):
     assert verify(predicted_copy, network=predicted).whole
     with pytest.raises(SettingsError, match="there is no trained network at"):
         verify(predicted_copy, network=Folder.at(str(tmp_path)))
+
+
+def describe_again(folder, **changes):
+    """Change what a run.json says, its digest with it."""
+    run = json.loads(folder.read("run.json"))
+    run = with_digest({k: v for k, v in (run | changes).items() if k != "digest"})
+    folder.write("run.json", json.dumps(run).encode())
+
+
+def test_a_network_of_other_labels(predicted_copy):
+    network = predicted_copy / "network"
+    labels = json.loads(network.read("run.json"))["labels"]
+    for found, said in (
+        (labels | {"digest": HEX}, "has not learnt from the pseudo_labels that are there"),
+        (labels | {"stage": "../else"}, "does not say which labels the network has learnt from"),
+        ("all", "does not say which labels the network has learnt from"),
+    ):
+        describe_again(network, labels=found)
+        (line,) = told(predicted_copy)
+        assert line.startswith("network/run.json: ")
+        assert line.endswith(said)
+
+
+def test_rounds_before_the_last_are_verified_too(predicted, predicted_copy):
+    home = Path(predicted_copy.path) / "rounds" / "1"
+    for stage in ("network", "predictions"):
+        shutil.copytree(Path(predicted.path) / stage, home / stage)
+    shutil.copytree(home / "predictions", home / "labels")
+    output, labels = predicted_copy, predicted_copy / "rounds/1/labels"
+    there = json.loads((output / "rounds/1/predictions").read("run.json"))["digest"]
+    labels.write("run.json", json.dumps(with_digest({"predictions": there})).encode())
+    learnt = {"stage": "rounds/1/labels", "digest": with_digest({"predictions": there})["digest"]}
+    describe_again(output / "network", labels=learnt)
+    verdict = verify(output)
+    assert verdict.whole
+    stages = ["pseudo_labels", "rounds/1/predictions", "rounds/1/labels", "predictions"]
+    assert [*verdict.outputs[0].stages] == stages
+    labels.remove(FIRST)
+    verdict = verify(output)
+    assert not verdict.whole
+    (command,) = verdict.outputs[0].commands
+    assert command.startswith("saff run --images ")
+    damage(output / "rounds/1/predictions", SECOND, lambda data: data[:50])
+    describe_again(labels, predictions=HEX)
+    assert [line.partition(": ")[::2] for line in told(output)] == [
+        ("rounds/1/labels/run.json", f"the labels are not of the predictions {home}/predictions"),
+        ("network/run.json", "the network has not learnt from the rounds/1/labels that are there"),
+        (f"rounds/1/predictions/{SECOND}", ANY),
+    ]
 
 
 def test_a_prediction_is_verified_like_a_label(predicted_copy):

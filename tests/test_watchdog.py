@@ -1,10 +1,13 @@
 """A job that makes no progress ends and says what it waits for."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from saff.cluster import watchdog
@@ -81,11 +84,27 @@ def test_what_holds_python_itself_is_ended():
         "from saff.cluster.watchdog import ending_after\n"
         "with ending_after(30):\n"
         "    pass\n"
-        "with ending_after(0.5):\n"
+        "with ending_after(1):\n"
         "    re.match('(a*)*b', 'a' * 40)  # lets no other thread run, for years\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("Timeout (0:00:00.500000)!")
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr.startswith("saff: Ray did not start within 1 s, and was given up; the same")
+
+
+def test_a_watch_ends_with_whom_it_watches():
+    program = (
+        "import os, psutil, sys\n"
+        "from saff.cluster.watchdog import ending_after\n"
+        "with ending_after(30):\n"
+        "    print(psutil.Process().children()[0].pid, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(timeout=5)

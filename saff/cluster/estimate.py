@@ -9,7 +9,7 @@ from typing import TypeVar
 from rich.filesize import decimal
 
 from saff.cluster.labels import describe_run, label_row
-from saff.cluster.parts import WHOLE, Share, plan
+from saff.cluster.parts import WHOLE, Share, plan, refuse_empty
 from saff.config import Config
 from saff.labeling import load_models
 from saff.manifests import new_rows
@@ -137,6 +137,8 @@ def preview(
     text : str
         Lines for a person; nothing was written.
     """
+    if share != WHOLE:
+        refuse_empty(output, source)
     is_claimed(output, describe_run(source, config))
     with reaching(output.uri):
         now = plan(output, retry_failed=retry_failed, share=share)

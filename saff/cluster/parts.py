@@ -7,6 +7,7 @@ place; so whatever is killed, every image is there once.
 
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import ending_after, watched
 from saff.errors import SettingsError
-from saff.manifests import part_number
+from saff.manifests import part_number, source_option
 from saff.progress import PATIENCE, Progress
 from saff.retries import BRIEF, patience_of
 from saff.shards import Row, count_rows, read_all_rows, write_rows
@@ -196,7 +197,7 @@ def refuse_empty(output: Folder, source: str) -> None:
     if not parts:
         raise SettingsError(
             f"{output.uri} has no images yet, and a share takes none in; first, once: "
-            f"saff manifest --images {source} --output {output.uri}"
+            f"saff manifest {source_option(source)} --output {shlex.quote(output.uri)}"
         )
 
 

@@ -18,8 +18,10 @@ from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
 from saff.progress import PATIENCE
 from saff.rows import decode_map
+from saff.runs import forget, rounds_of
 from saff.shards import Row, read_all_rows
-from saff.storage import Folder
+from saff.storage import Folder, reaching
+from saff.trained import NetworkFolder
 
 ROUNDS = 2  # a second one pays; docs/results.md
 COMPARED = ["image_id", "height", "width", "confidence"]
@@ -67,6 +69,7 @@ def run_pipeline(
     truth: str | None = None,
     truth_format: TruthFormat = "binary",
     retry_failed: bool = False,
+    restart: bool = False,
     say: Callable[[str], None] = print,
 ) -> str:
     """Label images, train a network on the labels, infer with it, and report; resumable.
@@ -74,6 +77,8 @@ def run_pipeline(
     Each round trains a network from the published weights: the first on the pseudo labels, the
     others on what the network before has inferred, spread over semantic neighbours.  The last
     round's network and predictions are the output's own; those before are in ``rounds/1``, ...
+    Images that are new since are labelled and inferred; the networks stay, unless they are to be
+    trained anew.
 
     Parameters
     ----------
@@ -95,6 +100,8 @@ def run_pipeline(
         See :func:`saff.metrics.read_truth`.
     retry_failed : bool
         Try images again that failed before.
+    restart : bool
+        Forget the networks and predictions of all rounds; the pseudo labels stay.
     say : callable
         Told a line after each stage.
 
@@ -117,6 +124,8 @@ def run_pipeline(
     again, patience = retry_failed, scale.patience
     done = label_corpus(source, rows, output, config, retry_failed=again, patience=patience)
     say(f"labelled: {done}")
+    if restart:
+        forget_rounds(output)
     learnt_from = "pseudo_labels"
     for number in range(1, rounds + 1):
         home = "" if number == rounds else f"rounds/{number}"
@@ -147,6 +156,17 @@ def run_pipeline(
             figures = evaluate(output, truth, truth_format, name, map_parts=spread)
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
     return results.write_report(output)
+
+
+def forget_rounds(output: Folder) -> None:
+    """Remove networks, predictions and labels made of them, the last round first."""
+    with reaching(output.uri):
+        rounds = [output / home for home in rounds_of(output)]
+        for home in (output, *reversed(rounds)):
+            forget(home / "predictions")
+            if home != output:
+                forget(home / "labels")
+            NetworkFolder(home / "network").clear()
 
 
 # How far a round has moved

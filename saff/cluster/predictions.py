@@ -37,7 +37,7 @@ from saff.errors import SettingsError
 from saff.inference import predict_many, to_working_size
 from saff.manifests import extend_manifest
 from saff.progress import PATIENCE
-from saff.runs import claim, with_digest
+from saff.runs import RESTART, claim, forget, with_digest
 from saff.shards import PREDICTIONS, Row
 from saff.storage import Folder
 from saff.trained import load_trained
@@ -176,13 +176,12 @@ def predict_corpus(
     if restart:
         start_ray()
         pool_size(workers, gpus)  # refused before anything is forgotten
-        for name in (*folder.names(".parquet"), "run.json"):
-            folder.remove(name)
+        forget(folder)
     if source is not None:
         claim(output, describe_images(trained.sha256) | {"source": source[0]})
         if share == WHOLE:
             extend_manifest(output, source[1])
-    claim(folder, describe_predictions(trained.sha256, settings))
+    claim(folder, describe_predictions(trained.sha256, settings), RESTART)
     todo = plan(output, stage, retry_failed=retry_failed, share=share)
     if todo.parts:
         start_ray()

@@ -16,7 +16,7 @@ from saff.config import Config
 from saff.labeling import load_models, spread_map
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.runs import claim, read_run, with_digest
+from saff.runs import RESTART, claim, read_run, with_digest
 from saff.shards import PREDICTIONS, Row, read_all_rows
 from saff.storage import Folder
 
@@ -91,7 +91,7 @@ def refine_corpus(
         "config": config.labeling(),
         "encoder": identity(load_models(config).encoder),
     }
-    claim(output / labels, with_digest(content))
+    claim(output / labels, with_digest(content), RESTART)
     todo = plan(output, labels)
     if todo.parts:
         start_ray()

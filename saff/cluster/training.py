@@ -5,6 +5,7 @@ of the workers, the first or after a fault, begins at the newest one.
 """
 
 import _thread
+import logging
 import os
 import shutil
 import threading
@@ -20,10 +21,12 @@ import ray
 import ray.data
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from saff.cluster.faults import is_machines_fault, told
 from saff.cluster.parts import ON_CPU, ON_GPU, gpus_to_use, start_ray
 from saff.cluster.watchdog import StalledError, stalled
 from saff.config import Training
@@ -39,6 +42,7 @@ MOST_FAILURES = 3  # restarts of the workers, from the last checkpoint
 STEPS_PER_TASK = 4  # of loading
 LOADERS = 2  # per worker
 POLL_SECONDS = 0.5
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,9 @@ def train_network(
 ) -> NetworkFolder:
     """Train a network on the labels of a run, from its last checkpoint on.
 
+    It learns from the labels that are there when it begins; what is labelled later changes it only
+    with ``restart``.
+
     Parameters
     ----------
     output : Folder
@@ -119,13 +126,26 @@ def train_network(
     """
     home = output / round_folder if round_folder else output
     results = NetworkFolder(home / "network")
-    corpus = open_corpus(output / stage)
-    run = describe(training, corpus, {"stage": stage, "digest": stage_digest(output, stage)})
+    corpus = whole = open_corpus(output / stage)
+    labels = {"stage": stage, "digest": stage_digest(output, stage)}
+    begun = {} if restart else results.learns_from()
+    if begun:
+        corpus = whole.within(begun["parts"])
+        labels |= begun if results.is_done() else {}
+    run = describe(training, corpus, labels)
     if restart:
         start_ray()
         scale(workers, gpus, training.batch)  # refused before anything is forgotten
         results.clear()
     results.claim(run)
+    if len(corpus) < len(whole):
+        LOG.warning(
+            "%s learns from the %s images that were labelled when its training began, not from "
+            "the %s labelled since; --restart trains anew, on all",
+            results.folder.uri,
+            f"{len(corpus):,}",
+            f"{len(whole) - len(corpus):,}",
+        )
     if results.is_done():
         return results
     start_ray()
@@ -230,8 +250,9 @@ def work(config: dict[str, Any]) -> None:
         return  # a restart after a fault of that kind
     try:
         _work(job)
-    except SettingsError as error:
-        ray.get(job.board.fail.remote(str(error)))
+    except (SettingsError, OSError) as error:
+        if not isinstance(error, RayError):
+            ray.get(job.board.fail.remote(told(error, "training")))
         raise
 
 
@@ -280,15 +301,21 @@ def threads(workers: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Make the batch of a step as a row; a callable that Ray maps."""
+    """Make the batch of a step as a row, with a fault of the machine; a callable that Ray maps."""
 
     loader: Loader
     start: int
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """From ``id``, the steps since the start."""
-        batch = self.loader(self.start + int(row["id"]))
-        return {**batch._asdict(), "keys": np.asarray(batch.keys)}
+        step = self.start + int(row["id"])
+        try:
+            batch, fault = self.loader(step), ""
+        except Exception as error:
+            if not is_machines_fault(error):
+                raise
+            batch, fault = self.loader.blank(), told(error, f"step {step + 1}")
+        return {**batch._asdict(), "keys": np.asarray(batch.keys), "fault": fault}
 
 
 def stream(loader: Loader, start: int) -> Iterator[Batch]:
@@ -308,4 +335,6 @@ def stream(loader: Loader, start: int) -> Iterator[Batch]:
         label_selector=here,
     )
     for row in rows.iter_rows():
+        if row["fault"]:
+            raise TrainingError(row["fault"])
         yield Batch(row["image"], row["confidence"], row["valid"], row["keys"].tolist())

@@ -1,6 +1,7 @@
 """A job that makes no progress ends, and says what it waits for."""
 
-import faulthandler
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,14 @@ from saff.progress import duration
 
 Item = TypeVar("Item")
 END = object()
+KILLER = """
+import os, select, signal, sys
+
+seconds, parent, line = sys.argv[1:]
+if not select.select([sys.stdin], [], [], float(seconds))[0] and os.getppid() == int(parent):
+    print(line, file=sys.stderr, flush=True)
+    os.kill(int(parent), signal.SIGKILL)
+"""
 
 
 class StalledError(SettingsError):
@@ -23,19 +32,18 @@ class StalledError(SettingsError):
 
 @contextmanager
 def ending_after(seconds: float) -> Iterator[None]:
-    """End the process, with where it was, if the block takes longer: for what holds Python itself.
+    """Kill this process, with a line, if the block takes longer: for what holds Python itself.
 
     ``ray.init`` (2.60) waits for ever, and lets no other thread run, if one of its first workers is
-    killed while it connects.  This watch needs no Python to run.
+    killed while it connects.  So the watch is a process of its own.
     """
-    if sys.__stderr__ is None:  # there is nobody to tell
-        yield
-        return
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    line = (
+        f"saff: Ray did not start within {duration(seconds)}, and was given up; the same command "
+        "continues"
+    )
+    command = [sys.executable, "-ISc", KILLER, f"{seconds}", f"{os.getpid()}", line]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield  # the end of its input, at the end of this block or of this process, ends it too
 
 
 def watched(items: Iterable[Item], patience: float) -> Iterator[Item]:

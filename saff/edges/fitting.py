@@ -16,6 +16,7 @@ from saff.arrays import AnyArray, Image
 from saff.edges.learned import to_input
 from saff.edges.network import NAME, EdgeNetwork
 from saff.errors import SettingsError
+from saff.images import ImageError, decode
 from saff.semantic.efficientnet_lite import FAMILY, EfficientNetLite, packaged
 from saff.semantic.weights import load_state, open_weights
 from saff.training import poly_learning_rate
@@ -66,10 +67,11 @@ def read_boundaries(data: bytes) -> AnyArray:
         If it is neither.
     """
     if data.startswith(b"\x89PNG"):
-        drawn = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-        if drawn is None:
-            raise ValueError("the boundaries are a damaged PNG")
-        return (np.asarray(drawn)[None] > 127).astype(np.float32)
+        try:
+            drawn = decode(data)
+        except ImageError as error:
+            raise ValueError(f"the boundaries are a PNG that cannot be read: {error}") from error
+        return (cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[None] > 127).astype(np.float32)
     try:
         cells = loadmat(io.BytesIO(data))["groundTruth"].ravel()
         people = [cell["Boundaries"][0, 0] for cell in cells]
