@@ -30,7 +30,17 @@ from saff.metrics import HALF
 from saff.progress import Progress
 from saff.runs import rounds_of, with_digest
 from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
-from saff.storage import NO_FILE, Folder, asked, is_local, locate, reaching, read_bytes, telling
+from saff.storage import (
+    NO_FILE,
+    WEB,
+    Folder,
+    asked,
+    is_local,
+    locate,
+    reaching,
+    read_bytes,
+    telling,
+)
 
 LABELS = re.compile(r"pseudo_labels|rounds/\d+/labels")  # what a network can learn from
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}
@@ -374,6 +384,8 @@ def image_fault(row: Row) -> str:
         except NO_FILE:
             return "its image is gone"
         except OSError as error:
+            if uri.startswith(WEB):
+                return "its image's web server does not give it out"
             if not is_local(locate(uri, signed=True)[0]):
                 raise
             return f"its image cannot be read: {error.strerror}"

@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 from skimage import data
+from tenacity import retry, stop_after_attempt
 
 from conftest import ACCESS_KEY, SECRET_KEY, serve_s3
 from fault_proxy import FaultProxy, Request
@@ -331,7 +332,7 @@ class Run:
 
     def start_cluster(self) -> None:
         """Start a head without work and two nodes with one CPU each."""
-        self.cluster = Cluster(
+        self.cluster = patiently_started(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": False},
         )
@@ -348,6 +349,12 @@ class Run:
         if self.cluster is not None:
             self.cluster.shutdown()
         self.cluster, self.nodes = None, []
+
+
+@retry(stop=stop_after_attempt(3), reraise=True)
+def patiently_started(**how: Any) -> Cluster:
+    """A cluster of this program's own, which a busy machine may not start at once."""
+    return Cluster(**how)
 
 
 def last_word(log: str) -> str:
@@ -408,6 +415,7 @@ def run_schedule(seed: int, world: World) -> dict[str, Any]:
         "planned": [f"{fault.kind}@{fault.shards}" for fault in plan.faults],
         "storage_rate": round(plan.rate, 3),
         "struck": dict(run.struck),
+        "left": len(run.left),
         "storage_faults": dict(proxy.faults),
         "runs": len(run.exits),
         "exits": run.exits,
@@ -451,6 +459,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         "schedules": len(found),
         "images": len(found) * IMAGES,
         "struck": dict(sum((Counter(row["struck"]) for row in found), Counter())),
+        "left": sum(row["left"] for row in found),
         "storage_faults": dict(sum((Counter(row["storage_faults"]) for row in found), Counter())),
         "runs": sum(row["runs"] for row in found),
         "seconds": round(sum(row["seconds"] for row in found), 1),
@@ -472,9 +481,9 @@ def main() -> None:
         for seed in range(options.first_seed, options.first_seed + options.schedules):
             found.append(run_schedule(seed, shared))
             print(line(found[-1]), flush=True)
-    text = json.dumps({"summary": summary(found), "schedules": found}, indent=1)
-    if options.json:
-        options.json.write_text(text + "\n")
+            if options.json:  # what is done is there whatever comes
+                text = json.dumps({"summary": summary(found), "schedules": found}, indent=1)
+                options.json.write_text(text + "\n")
     print(json.dumps(summary(found)))
     sys.exit(any(summary(found)[name] for name in BAD))
 

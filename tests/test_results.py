@@ -17,7 +17,7 @@ from saff.images import decode_png, encode_png
 from saff.results import export, export_path, picture, to_png, write_report
 from saff.rows import original
 from saff.runs import claim, stage_digest
-from saff.shards import PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
+from saff.shards import PREDICTIONS, PSEUDO_LABELS, read_all_rows, read_rows, write_rows
 from saff.storage import Folder
 
 STAGE = "pseudo_labels"
@@ -430,9 +430,9 @@ def test_shards_without_a_card_are_not_read(tmp_path, monkeypatch):
 
     def counting(folder, name, columns=None):
         read.extend([name] if columns is None else [])
-        return read_rows(folder, name, columns)
+        return read_all_rows(folder, name, columns)
 
-    monkeypatch.setattr("saff.results.read_rows", counting)
+    monkeypatch.setattr("saff.results.read_all_rows", counting)
     assert cards_of(page_of(output, max_cards=3)) == ["0.jpg", "7.jpg", "14.jpg"]
     assert read == [f"part-000000{n}.parquet" for n in (0, 3, 7)]
 
