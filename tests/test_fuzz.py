@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -131,6 +134,21 @@ PICTURES = {
     ],
     "BMP": [written("BMP"), written("BMP", "P"), written("BMP", "1")],
 }
+
+
+@pytest.mark.slow
+def test_bytes_that_reach_new_code_give_a_picture_or_an_image_error(tmp_path):
+    pytest.importorskip("atheris", reason="atheris has no wheel here")
+    for name, files in PICTURES.items():
+        for number, content in enumerate(files):
+            (tmp_path / f"{name}{number}").write_bytes(content)
+    program = Path(__file__).parent / "fuzz_decode.py"
+    command = [sys.executable, program, "-max_total_time=15", "-seed=1", "-rss_limit_mb=3000"]
+    done = subprocess.run([*command, tmp_path], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = re.search(r"Done (\d+) runs", done.stderr)
+    assert runs
+    assert int(runs[1]) > 1000
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -132,7 +132,7 @@ def test_a_training_whose_storage_hangs_is_ended_and_goes_on(finished, tmp_path)
                 path.unlink()
                 os.mkfifo(path)
             start = time.monotonic()
-            with pytest.raises(StalledError, match=r"^nothing was done for 20 s: .* 0 of 1 CPUs"):
+            with pytest.raises(StalledError, match=r"^nothing was done for 20 s: 0 of 1 CPUs"):
                 train_network(output, TRAINING, patience=20)
             assert time.monotonic() - start < 120
         finally:

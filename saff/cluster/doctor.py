@@ -35,7 +35,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from threadpoolctl import threadpool_info
 
 import saff
-from saff.cluster.parts import plan, pool_size, start_ray
+from saff.cluster.parts import START_SECONDS, plan, pool_size, start_ray
+from saff.cluster.watchdog import ending_after
 from saff.config import Config, Training
 from saff.errors import SettingsError
 from saff.labeling import label_image
@@ -442,7 +443,8 @@ def join(address: str | None) -> Iterator[Finding]:
     if address and address != "local":
         reach(address)
         if not ray.is_initialized():
-            ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+            with ending_after(START_SECONDS):
+                ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
         how = f"joined {address}"
     else:
         start_ray()

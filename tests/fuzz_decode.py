@@ -1,9 +1,10 @@
 """Look for bytes that saff.images does not answer with a picture or an ImageError.
 
-Needs atheris, which instruments Python (``pip install atheris``).  From the repository, with a
-folder of small images to start from, into which it writes what reached new code::
+Needs atheris, which instruments Python.  A test runs it for seconds; for longer, from the
+repository, with a folder of small images to start from, into which it writes what reached new
+code::
 
-    python tests/benchmarks/fuzz_decode.py -max_total_time=600 -rss_limit_mb=3000 FOLDER
+    python tests/fuzz_decode.py -max_total_time=600 -rss_limit_mb=3000 FOLDER
 """
 
 import sys
