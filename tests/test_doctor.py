@@ -25,18 +25,16 @@ from ray.cluster_utils import Cluster
 
 import saff
 from saff import config
-from saff.cluster import doctor
 from saff.cluster.doctor import (
-    Answer,
-    Finding,
-    Gpus,
-    Growth,
-    Node,
-    Store,
-    Threads,
-    Times,
-    Versions,
+    cluster as of_cluster,
+    driver as on_driver,
+    findings,
+    nodes as on_nodes,
 )
+from saff.cluster.doctor.cluster import Growth
+from saff.cluster.doctor.driver import Times
+from saff.cluster.doctor.findings import Answer, Finding, Node
+from saff.cluster.doctor.nodes import Gpus, Store, Threads, Versions
 from saff.errors import SettingsError
 from saff.storage import Folder
 
@@ -62,8 +60,8 @@ def test_no_line_holds_a_secret(monkeypatch):
 
 def test_nodes_at_fault_are_told_one_by_one_and_the_others_together():
     answers = [Answer(NODE, 1), Answer(NODE, 5), Answer(NODE, 2), Answer(NODE, error="it died")]
-    found = doctor.gather(
-        "CPUs", answers, doctor.judge_cpus, lambda fine: f"{[a.seen for a in fine]}"
+    found = findings.gather(
+        "CPUs", answers, on_nodes.judge_cpus, lambda fine: f"{[a.seen for a in fine]}"
     )
     assert [str(finding) for finding in found] == [
         "WRONG CPUs: node 192.0.2.7 (012345): 4 CPU slots on 1 core; ray start with --num-cpus=1",
@@ -78,12 +76,12 @@ def test_a_check_that_raises_is_a_finding_after_what_it_had_found():
         yield Finding("a", True, "well")
         raise KeyError("gone")
 
-    found = doctor.tried("a", check)
+    found = findings.tried("a", check)
     assert [str(finding) for finding in found] == ["ok    a: well", "WRONG a: KeyError: 'gone'"]
 
 
 def test_a_check_that_ends_its_thread_is_no_silence():
-    (finding,) = doctor.tried("a", sys.exit)
+    (finding,) = findings.tried("a", sys.exit)
     assert (finding.ok, finding.told) == (False, "SystemExit: ")
 
 
@@ -95,14 +93,14 @@ def test_a_check_that_hangs_is_a_finding():
         yield Finding("a", True, "late")
 
     begin = time.monotonic()
-    (finding,) = doctor.tried("a", check, seconds=0.1)
+    (finding,) = findings.tried("a", check, seconds=0.1)
     freed.set()
     assert (finding.ok, finding.told) == (False, "no answer within 0.1 s")
     assert time.monotonic() - begin < 10
 
 
 def test_a_long_error_is_cut():
-    assert len(doctor.reason(OSError("x" * 10_000))) < 600
+    assert len(findings.reason(OSError("x" * 10_000))) < 600
 
 
 # Judgements
@@ -113,8 +111,8 @@ def test_a_long_error_is_cut():
     [("3.11.8", "2.60.0", "0.1.0"), ("3.11.7", "2.59.0", "0.1.0"), ("3.11.7", "2.60.0", "0.2.0")],
 )
 def test_versions_are_the_same_everywhere(other):
-    assert doctor.judge_versions(HERE, NODE, HERE) is None
-    fault = doctor.judge_versions(HERE, NODE, Versions(*other))
+    assert on_nodes.judge_versions(HERE, NODE, HERE) is None
+    fault = on_nodes.judge_versions(HERE, NODE, Versions(*other))
     assert fault.told == (
         f"Python {other[0]}, Ray {other[1]}, saff {other[2]}, "
         "but Python 3.11.7, Ray 2.60.0, saff 0.1.0 on the driver"
@@ -122,41 +120,41 @@ def test_versions_are_the_same_everywhere(other):
 
 
 def test_what_other_machines_reach_needs_a_token():
-    assert doctor.judge_authentication(NODE, True) is None
-    assert "RAY_AUTH_MODE=token" in doctor.judge_authentication(NODE, False).remedy
+    assert on_nodes.judge_authentication(NODE, True) is None
+    assert "RAY_AUTH_MODE=token" in on_nodes.judge_authentication(NODE, False).remedy
     for address in ("127.0.0.1", "localhost", "::1"):
         alone = dataclasses.replace(NODE, address=address)
-        assert doctor.judge_authentication(alone, False) is None
+        assert on_nodes.judge_authentication(alone, False) is None
 
 
 def test_a_clock_is_off_only_beyond_the_time_of_the_answer():
-    for seen in (100.0, 107.0, 130.0, 100.0 - doctor.SKEW, 130.0 + doctor.SKEW):
-        assert doctor.judge_clock(100.0, 130.0, NODE, seen) is None
-    assert "its clock is 100 s off" in doctor.judge_clock(100.0, 130.0, NODE, 230.0).told
-    assert "its clock is 90 s off" in doctor.judge_clock(100.0, 130.0, NODE, 10.0).told
+    for seen in (100.0, 107.0, 130.0, 100.0 - on_nodes.SKEW, 130.0 + on_nodes.SKEW):
+        assert on_nodes.judge_clock(100.0, 130.0, NODE, seen) is None
+    assert "its clock is 100 s off" in on_nodes.judge_clock(100.0, 130.0, NODE, 230.0).told
+    assert "its clock is 90 s off" in on_nodes.judge_clock(100.0, 130.0, NODE, 10.0).told
 
 
 def test_no_more_slots_than_cores():
-    assert doctor.judge_cpus(NODE, 4) is None
-    assert doctor.judge_cpus(NODE, 3).remedy == "ray start with --num-cpus=3"
+    assert on_nodes.judge_cpus(NODE, 4) is None
+    assert on_nodes.judge_cpus(NODE, 3).remedy == "ray start with --num-cpus=3"
 
 
 def test_a_cluster_without_slots_cannot_work():
     idle = dataclasses.replace(NODE, cpus=0.0)
     for growth in (Growth(), Growth(cpus=0, gpus=4)):
-        (finding,) = doctor.check_cpus([idle], growth)
+        (finding,) = on_nodes.check_cpus([idle], growth)
         assert (finding.ok, finding.told) == (False, "no slots, so no task can run")
         assert "--num-cpus above 0" in finding.remedy
-    (finding,) = doctor.check_cpus([idle], Growth(cpus=16))
+    (finding,) = on_nodes.check_cpus([idle], Growth(cpus=16))
     assert finding.ok
     assert finding.told.startswith("none now; nodes start for work")
 
 
 def test_a_cluster_grows_to_what_its_groups_may_have():
     ours = yaml.safe_load(Path(__file__).parents[1].joinpath("cluster.yaml").read_text())
-    assert (doctor.most(ours, "CPU"), doctor.most(ours, "GPU")) == (160, 4)
+    assert (of_cluster.most(ours, "CPU"), of_cluster.most(ours, "GPU")) == (160, 4)
     few = ours | {"max_workers": 3}  # nodes in all
-    assert (doctor.most(few, "CPU"), doctor.most(few, "GPU")) == (48, 3)
+    assert (of_cluster.most(few, "CPU"), of_cluster.most(few, "GPU")) == (48, 3)
     mixed = {
         "max_workers": 5,
         "head_node_type": "head",
@@ -167,13 +165,16 @@ def test_a_cluster_grows_to_what_its_groups_may_have():
             "any": {},
         },
     }
-    assert (doctor.most(mixed, "CPU"), doctor.most(mixed, "GPU")) == (2 + 2 * 64 + 3 * 4, 16)
+    assert (of_cluster.most(mixed, "CPU"), of_cluster.most(mixed, "GPU")) == (
+        2 + 2 * 64 + 3 * 4,
+        16,
+    )
     assert not Growth()
 
 
 def test_a_pool_has_place_now_or_once_the_cluster_has_grown():
     def judged(size, there, growth, *, on_gpu=True):
-        return str(doctor.judge_workers(size, there, growth, on_gpu=on_gpu))
+        return str(of_cluster.judge_workers(size, there, growth, on_gpu=on_gpu))
 
     assert judged(2, 2, Growth()) == "ok    workers: 2, one a GPU; 2 GPUs now"
     assert judged(3, 2, Growth()) == (
@@ -198,7 +199,7 @@ def test_a_pool_has_place_now_or_once_the_cluster_has_grown():
 
 def test_only_what_is_lacking_and_may_come_is_started():
     def asked(nodes, gpus, growth):
-        wanted, finding = doctor.to_start(nodes, gpus, growth)
+        wanted, finding = of_cluster.to_start(nodes, gpus, growth)
         assert finding.ok
         return wanted, finding.told
 
@@ -214,8 +215,8 @@ def test_only_what_is_lacking_and_may_come_is_started():
 
 
 def test_nodes_that_do_not_come_are_told():
-    assert doctor.judge_start(["CPU"], [], 61.4).told == "1 CPU after 61 s"
-    finding = doctor.judge_start(["CPU", "GPU", "GPU"], ["GPU", "GPU"], 900.2)
+    assert of_cluster.judge_start(["CPU"], [], 61.4).told == "1 CPU after 61 s"
+    finding = of_cluster.judge_start(["CPU", "GPU", "GPU"], ["GPU", "GPU"], 900.2)
     assert (finding.ok, finding.told) == (False, "no node for 2 GPUs within 900 s")
     assert "ray status" in finding.remedy
 
@@ -226,7 +227,7 @@ def test_a_stage_finds_the_cluster_in_the_environment(monkeypatch):
         if before:
             monkeypatch.setenv("RAY_ADDRESS", before)
         for address in (None, "192.0.2.2:6379"):
-            with doctor.as_a_stage(address):
+            with of_cluster.as_a_stage(address):
                 assert os.environ.get("RAY_ADDRESS") == (address or before)
             assert os.environ.get("RAY_ADDRESS") == before
 
@@ -234,25 +235,27 @@ def test_a_stage_finds_the_cluster_in_the_environment(monkeypatch):
 def test_a_head_that_works_is_told_only_beside_other_nodes():
     head = dataclasses.replace(NODE, head=True)
     resting = dataclasses.replace(head, cpus=0.0)
-    assert doctor.tell_cpus([Answer(head), Answer(NODE)]).startswith("8 slots on 2 nodes, the head")
-    assert doctor.tell_cpus([Answer(resting), Answer(NODE)]) == "4 slots on 1 node"
-    assert doctor.tell_cpus([Answer(head)]) == "4 slots on 1 node"
+    assert on_nodes.tell_cpus([Answer(head), Answer(NODE)]).startswith(
+        "8 slots on 2 nodes, the head"
+    )
+    assert on_nodes.tell_cpus([Answer(resting), Answer(NODE)]) == "4 slots on 1 node"
+    assert on_nodes.tell_cpus([Answer(head)]) == "4 slots on 1 node"
 
 
 def test_gpus_are_declared_and_usable():
     two = dataclasses.replace(NODE, gpus=2.0)
-    assert doctor.judge_gpus(two, Gpus(2, 2, "2.9")) is None
-    assert doctor.judge_gpus(NODE, Gpus(0, 0, "2.9")) is None
-    told = doctor.judge_gpus(two, Gpus(0, 2, "2.9+cpu")).told
+    assert on_nodes.judge_gpus(two, Gpus(2, 2, "2.9")) is None
+    assert on_nodes.judge_gpus(NODE, Gpus(0, 0, "2.9")) is None
+    told = on_nodes.judge_gpus(two, Gpus(0, 2, "2.9+cpu")).told
     assert told == "declares 2 GPUs, torch 2.9+cpu can use 0"
-    assert doctor.judge_gpus(two, Gpus(1, 2, "2.9")) is not None
+    assert on_nodes.judge_gpus(two, Gpus(1, 2, "2.9")) is not None
     for seen in (Gpus(0, 3, "2.9+cpu"), Gpus(3, 0, "2.9")):
-        assert doctor.judge_gpus(NODE, seen).remedy == "ray start with --num-gpus=3"
+        assert on_nodes.judge_gpus(NODE, seen).remedy == "ray start with --num-gpus=3"
 
 
 def test_tasks_label_on_one_thread():
-    assert doctor.judge_threads(NODE, Threads(1, 1, 1)) is None
-    assert doctor.judge_threads(NODE, Threads(1, 8, 4)).told == (
+    assert on_nodes.judge_threads(NODE, Threads(1, 1, 1)) is None
+    assert on_nodes.judge_threads(NODE, Threads(1, 8, 4)).told == (
         "threads in a task: OpenCV 8, BLAS 4"
     )
 
@@ -261,35 +264,35 @@ def test_threads_are_looked_at_where_images_are_labelled():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert doctor.look_at_threads() == (1, 1, 1)
+        assert on_nodes.look_at_threads() == (1, 1, 1)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_objects_lie_in_memory(tmp_path):
-    assert doctor.judge_store(NODE, Store("/dev/shm", "/tmp", GIB, GIB)) is None
+    assert on_nodes.judge_store(NODE, Store("/dev/shm", "/tmp", GIB, GIB)) is None
     if Path("/dev/shm").is_dir():
-        told = doctor.judge_store(NODE, Store("/tmp", "/tmp", GIB, GIB)).told
+        told = on_nodes.judge_store(NODE, Store("/tmp", "/tmp", GIB, GIB)).told
         assert told == "its object store of 1.0 GiB is not in memory but at /tmp"
 
 
 def test_a_disk_holds_what_the_memory_holds():
-    assert doctor.judge_spill(NODE, Store("/dev/shm", "/x", 6 * GIB, 100 * GIB)) is None
-    fault = doctor.judge_spill(NODE, Store("/dev/shm", "/x", 6 * GIB - 1, 100 * GIB))
+    assert on_nodes.judge_spill(NODE, Store("/dev/shm", "/x", 6 * GIB, 100 * GIB)) is None
+    fault = on_nodes.judge_spill(NODE, Store("/dev/shm", "/x", 6 * GIB - 1, 100 * GIB))
     assert fault.told == "1024.0 MiB for spilling at /x, object store 1.0 GiB"
-    assert doctor.judge_spill(NODE, Store("/dev/shm", "/x", 0, 100 * GIB)).told.startswith("0.0 ")
+    assert on_nodes.judge_spill(NODE, Store("/dev/shm", "/x", 0, 100 * GIB)).told.startswith("0.0 ")
 
 
 def test_only_a_process_of_ray_knows_where_objects_lie():
     with pytest.raises(SettingsError, match="no raylet of Ray has started this process"):
-        doctor.look_at_store()
+        on_nodes.look_at_store()
 
 
 def test_space_for_a_run():
-    assert doctor.judge_space("/x", GIB).told == "1.0 GiB free at /x, for about 11,000 images"
-    assert doctor.judge_space("/x", GIB).ok
-    assert not doctor.judge_space("/x", GIB - 1).ok
+    assert on_driver.judge_space("/x", GIB).told == "1.0 GiB free at /x, for about 11,000 images"
+    assert on_driver.judge_space("/x", GIB).ok
+    assert not on_driver.judge_space("/x", GIB - 1).ok
 
 
 # What a job would send
@@ -312,12 +315,12 @@ def test_the_upload_is_as_large_as_rays_own_package(tmp_path):
     (folder / "empty").mkdir()
     package = tmp_path / "package.zip"
     create_package(str(folder), package, include_gitignore=True)
-    assert doctor.upload_size(folder) == package.stat().st_size
+    assert on_driver.upload_size(folder) == package.stat().st_size
 
 
 def test_too_large_an_upload_is_told_with_the_limit():
-    assert doctor.judge_upload(Path("/x"), 99, most=100).ok
-    finding = doctor.judge_upload(Path("/x"), 300 * 2**20)
+    assert on_driver.judge_upload(Path("/x"), 99, most=100).ok
+    finding = on_driver.judge_upload(Path("/x"), 300 * 2**20)
     assert not finding.ok
     assert finding.told.endswith("would send 300.0 MiB from /x, Ray takes 100.0 MiB")
 
@@ -326,16 +329,16 @@ def test_too_large_an_upload_is_told_with_the_limit():
 
 
 def only(check, *arguments):
-    (finding,) = doctor.tried("x", lambda: check(*arguments))
+    (finding,) = findings.tried("x", lambda: check(*arguments))
     return finding
 
 
 def test_an_output_is_tried_and_left_as_it_was(tmp_path):
-    finding = only(doctor.check_storage, str(tmp_path))
+    finding = only(on_driver.check_storage, str(tmp_path))
     assert finding.ok, finding
     assert finding.told.endswith(f" ms at {tmp_path}")
     assert list(tmp_path.iterdir()) == []
-    new = only(doctor.check_storage, str(tmp_path / "not" / "there"))
+    new = only(on_driver.check_storage, str(tmp_path / "not" / "there"))
     assert new.ok
     assert new.told.endswith(f" ms at {tmp_path}")
     assert list(tmp_path.iterdir()) == []
@@ -343,13 +346,13 @@ def test_an_output_is_tried_and_left_as_it_was(tmp_path):
 
 def test_an_output_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    finding = only(doctor.check_storage, str(tmp_path / "file" / "run"))
+    finding = only(on_driver.check_storage, str(tmp_path / "file" / "run"))
     assert finding.told == f"{tmp_path}/file is no folder; choose another output"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that root cannot write to")
 def test_an_output_that_cannot_be_written_is_a_finding():
-    finding = only(doctor.check_storage, "/proc/run")
+    finding = only(on_driver.check_storage, "/proc/run")
     assert not finding.ok
     assert finding.told.startswith("no access to /proc/run: ")
 
@@ -360,21 +363,21 @@ def test_bytes_that_come_back_changed_are_told(tmp_path):
             return super().read(name)[1:]
 
     with pytest.raises(SettingsError, match="gives back other bytes than were written"):
-        doctor.touch(Forgetful.at(str(tmp_path)))
+        on_driver.touch(Forgetful.at(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_node_must_see_what_the_driver_wrote(tmp_path):
     place = Folder.at(str(tmp_path))
-    assert doctor.use_storage(place, "mark") is None
-    assert doctor.use_storage(place / "nowhere", "mark") is None
+    assert on_nodes.use_storage(place, "mark") is None
+    assert on_nodes.use_storage(place / "nowhere", "mark") is None
     place.write("mark", b"another")
-    assert doctor.use_storage(place, "mark") is None
+    assert on_nodes.use_storage(place, "mark") is None
     place.write("mark", b"mark")
-    times = doctor.use_storage(place, "mark")
-    assert doctor.judge_storage("/x", NODE, times) is None
+    times = on_nodes.use_storage(place, "mark")
+    assert on_nodes.judge_storage("/x", NODE, times) is None
     assert min(times) > 0
-    assert "every node shares" in doctor.judge_storage("/x", NODE, None).remedy
+    assert "every node shares" in on_nodes.judge_storage("/x", NODE, None).remedy
     assert str(Times(0.001, 0.25, 0.0, 1.0)) == (
         "list 1.0 ms, write 250.0 ms, read 0.0 ms, remove 1000.0 ms"
     )
@@ -382,62 +385,62 @@ def test_a_node_must_see_what_the_driver_wrote(tmp_path):
 
 @pytest.mark.s3
 def test_a_bucket_is_tried_and_wrong_credentials_are_told(bucket, s3_user, s3_other):
-    finding = only(doctor.check_storage, f"{bucket}/run")
+    finding = only(on_driver.check_storage, f"{bucket}/run")
     assert finding.ok, finding
     assert s3_other.find(bucket) == []
     s3_user(AWS_SECRET_ACCESS_KEY="not-the-secret-of-the-tests")
-    finding = only(doctor.check_storage, f"{bucket}/run")
+    finding = only(on_driver.check_storage, f"{bucket}/run")
     assert not finding.ok
     assert "check the credentials" in finding.told
     assert "not-the-secret" not in str(finding)
-    assert list(doctor.check_space(f"{bucket}/run")) == []  # an object store does not tell
+    assert list(on_driver.check_space(f"{bucket}/run")) == []  # an object store does not tell
 
 
 # Runs
 
 
 def test_a_run_tells_its_version_and_counts(finished, run_copy, tmp_path):
-    finding = only(doctor.check_run, finished.uri)
+    finding = only(on_driver.check_run, finished.uri)
     counts = "7 images: 4 labelled, 3 failed, 0 to do in 0 parts"
     assert (finding.ok, finding.told) == (True, f"begun with saff {saff.__version__}; {counts}")
-    assert only(doctor.check_run, str(tmp_path / "new")).told.endswith("holds none yet")
+    assert only(on_driver.check_run, str(tmp_path / "new")).told.endswith("holds none yet")
     file = Path(run_copy.path) / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"saff": "0.0.9"}))
-    finding = only(doctor.check_run, run_copy.uri)
+    finding = only(on_driver.check_run, run_copy.uri)
     assert not finding.ok
     assert finding.remedy.endswith("continue with saff 0.0.9, or choose another output")
     file.write_text("{")
-    assert "run.json is damaged" in only(doctor.check_run, run_copy.uri).told
+    assert "run.json is damaged" in only(on_driver.check_run, run_copy.uri).told
 
 
 # Models
 
 
 def test_models_are_loaded_and_damaged_weights_are_told(small, tmp_path):
-    assert doctor.use_models(small, None) > 0
+    assert on_nodes.use_models(small, None) > 0
     (tmp_path / "weights.pt").write_bytes(b"none")
     broken = dataclasses.replace(small, encoder_weights=str(tmp_path / "weights.pt"))
     with pytest.raises(SettingsError, match="is not a state dict"):
-        doctor.use_models(broken, None)
+        on_nodes.use_models(broken, None)
     with pytest.raises(SettingsError, match="there is no trained network"):
-        doctor.use_models(small, str(tmp_path))
+        on_nodes.use_models(small, str(tmp_path))
 
 
 def test_the_network_of_a_training_is_made_and_weights_that_cannot_be_had_are_told(
     small, monkeypatch, tmp_path
 ):
-    assert doctor.make_network(small.training) > 0
+    assert on_nodes.make_network(small.training) > 0
     named = dataclasses.replace(
         small.training, network="vgg16", network_weights=str(tmp_path / "weights.pt")
     )
     with pytest.raises(SettingsError, match="cannot read the weights"):
-        doctor.make_network(named)
+        on_nodes.make_network(named)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for proxy in ("http_proxy", "https_proxy"):  # nothing listens there
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     with pytest.raises(SettingsError, match=r"put the file there, or name one with training\.netw"):
-        doctor.make_network(config.paper().training)
+        on_nodes.make_network(config.paper().training)
 
 
 # Addresses
@@ -461,12 +464,12 @@ def port():
 )
 def test_an_address_of_another_kind_is_told(address, why):
     with pytest.raises(ValueError, match=why):
-        doctor.reach(address)
+        of_cluster.reach(address)
 
 
 def test_something_that_is_not_ray_is_given_up(port):
     with pytest.raises(SettingsError, match=r"but not as Ray within 2 s"):
-        doctor.reach(f"127.0.0.1:{port}", seconds=2)
+        of_cluster.reach(f"127.0.0.1:{port}", seconds=2)
 
 
 def test_the_command_says_what_is_wrong_and_exits_1(call, monkeypatch, tmp_path, port):
@@ -494,7 +497,7 @@ def test_the_address_may_be_in_the_environment(call, monkeypatch, tmp_path):
 
 
 def test_without_a_token_a_process_says_so():
-    look = "from saff.cluster.doctor import look_at_authentication as look; print(look())"
+    look = "from saff.cluster.doctor.nodes import look_at_authentication as f; print(f())"
     shown = subprocess.run(
         [sys.executable, "-c", look],
         capture_output=True,
@@ -555,47 +558,47 @@ def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
     assert "2 slots on 2 nodes, the head among them" in lines[8]
     assert sorted(os.listdir(tmp_path)) == ["small.json"]
 
-    nodes = doctor.alive_nodes()
+    nodes = of_cluster.alive_nodes()
     assert [node.head for node in nodes].count(True) == 1
-    late = doctor.ask(nodes, time.sleep, 60, seconds=1, late="wait")
-    died = doctor.ask(nodes, os._exit, 3)
+    late = findings.ask(nodes, time.sleep, 60, seconds=1, late="wait")
+    died = findings.ask(nodes, os._exit, 3)
     assert [answer.error for answer in late] == ["no answer within 1 s; wait"] * 2
     assert all("died unexpectedly" in answer.error for answer in died)
     (tmp_path / "weights.pt").write_bytes(b"none")
     broken = dataclasses.replace(small, encoder_weights=str(tmp_path / "weights.pt"))
-    models = [str(finding) for finding in doctor.check_models(nodes, broken, None)]
+    models = [str(finding) for finding in on_nodes.check_models(nodes, broken, None)]
     assert len(models) == 2
     assert all("weights.pt is not a state dict" in line for line in models)
     training = dataclasses.replace(small.training, network="vgg16", network_weights="/no/file")
-    made = [str(finding) for finding in doctor.check_network(nodes, training)]
+    made = [str(finding) for finding in on_nodes.check_network(nodes, training)]
     assert len(made) == 2
     assert all("cannot read the weights /no/file" in line for line in made)
 
-    assert doctor.find_growth(nodes) == Growth()
-    assert doctor.look_at_growth() == Growth()
+    assert of_cluster.find_growth(nodes) == Growth()
+    assert of_cluster.look_at_growth() == Growth()
     with monkeypatch.context() as pod:
-        for name in doctor.KUBERAY:
-            assert doctor.look_at_growth() == Growth()
+        for name in of_cluster.KUBERAY:
+            assert of_cluster.look_at_growth() == Growth()
             pod.setenv(name, "1")
-        assert doctor.look_at_growth() == Growth(math.inf, math.inf)
-    (finding,) = doctor.check_start(["CPU"])
+        assert of_cluster.look_at_growth() == Growth(math.inf, math.inf)
+    (finding,) = of_cluster.check_start(["CPU"])
     assert finding.ok
     too_many = 2 * torch.cuda.device_count() + 1
-    (finding,) = doctor.check_start(["GPU"] * too_many, seconds=1)
+    (finding,) = of_cluster.check_start(["GPU"] * too_many, seconds=1)
     assert not finding.ok
     assert finding.told.startswith("no node for ")
-    (finding,) = doctor.check_workers(cluster.address, 2, 0, Growth())
+    (finding,) = of_cluster.check_workers(cluster.address, 2, 0, Growth())
     assert (finding.ok, finding.told) == (True, "2, one a CPU; 2 CPUs now")
-    (finding,) = doctor.check_workers(cluster.address, None, 99, Growth())
+    (finding,) = of_cluster.check_workers(cluster.address, None, 99, Growth())
     assert not finding.ok
     ray.shutdown()
 
     with monkeypatch.context() as shell:
         shell.setenv("RAY_AUTH_MODE", "disabled")
         with pytest.raises(SettingsError, match=r"refuses: .*InvalidAuthToken"):
-            doctor.reach(cluster.address)
+            of_cluster.reach(cluster.address)
 
-    cores = doctor.cores()
+    cores = on_nodes.cores()
     cluster.add_node(num_cpus=cores + 1, num_gpus=torch.cuda.device_count() + 1)
     cluster.wait_for_nodes()
     code, out, _ = call("doctor", *words)

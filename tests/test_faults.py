@@ -484,12 +484,12 @@ def test_a_training_whose_node_is_lost_goes_on_at_its_checkpoint(finished, tmp_p
 
     def strike(cluster):
         wait_for_shards(checkpoints, 1, "step-*.pt")
-        (node,) = cluster.worker_nodes
-        cluster.remove_node(node, False)
+        (worker,) = (p for p in chaos.workers() if "TrainWorker" in " ".join(p.cmdline()))
+        raylets = {n.all_processes["raylet"][0].process.pid: n for n in cluster.worker_nodes}
+        cluster.remove_node(raylets[worker.ppid()], False)
         found.append(not (lost / "network").exists("weights.pt"))
-        cluster.add_node(num_cpus=1)
 
-    with nodes(0, 1) as cluster:
+    with nodes(0, 1, 1) as cluster:
         thread = threading.Thread(target=strike, args=(cluster,))
         thread.start()
         train_network(lost, training, workers=1)
