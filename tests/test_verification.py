@@ -28,7 +28,10 @@ from saff.samples import open_corpus
 from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
-from saff.verification import MOST_FAULTS, VerifyPart, digest, examine, shown, verify
+from saff.verification import verify
+from saff.verification.findings import MOST_FAULTS, shown
+from saff.verification.parts import VerifyPart
+from saff.verification.rows import digest, examine
 
 FIRST, SECOND = "part-0000000.parquet", "part-0000001.parquet"
 ID = "astronaut ü.png"  # of the first row of the first part

@@ -1,0 +1,196 @@
+"""Proving that an output is whole, or that two outputs hold the same, part by part.
+
+Nothing that is stored is believed.  What is damaged is a fault, told in a line; only a storage that
+does not answer, or refuses, is an error.
+"""
+
+import json
+import shlex
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from saff.errors import SettingsError
+from saff.evaluation import one_by_one
+from saff.manifests import part_name, source_option
+from saff.progress import Progress
+from saff.runs import rounds_of
+from saff.shards import Row
+from saff.storage import Folder, reaching
+from saff.verification.catalogue import Catalogue
+from saff.verification.descriptions import description, description_faults
+from saff.verification.files import schema_of, stored_rows
+from saff.verification.findings import Counts, Findings, Verdict, counted, shown
+from saff.verification.parts import VerifyPart
+from saff.verification.rows import differing_columns, examine
+
+Mapper: TypeAlias = Callable[[Any, list[str]], Iterable[dict[str, Any]]]
+
+
+def verify(
+    output: Folder,
+    other: Folder | None = None,
+    *,
+    stage: str | None = None,
+    images: bool = False,
+    network: Folder | None = None,
+    map_parts: Mapper = one_by_one,
+) -> Verdict:
+    """Prove that an output is whole; with another one, also that both hold the same.
+
+    Parameters
+    ----------
+    output : Folder
+        A run's output.
+    other : Folder, optional
+        Another one, to be compared image by image, however its images are split over parts.
+    stage : str, optional
+        ``"pseudo_labels"`` or ``"predictions"``; default: those that are there, and those of the
+        rounds before the last.
+    images : bool
+        Read each image again and compare its SHA-256: costs a read of the corpus.
+    network : Folder, optional
+        The run whose network made the predictions; default: the output, where it has one.
+    map_parts : callable
+        Applies a task to parts: :func:`saff.evaluation.one_by_one`, or
+        :func:`saff.cluster.map_parts` over a cluster.
+
+    Returns
+    -------
+    verdict : Verdict
+        What was found.
+
+    Raises
+    ------
+    SettingsError
+        If a folder is no output, ``network`` has none, or a storage refuses.
+    """
+    outputs = [output] if other is None else [output, other]
+    runs = [_run_of(folder) for folder in outputs]
+    stages = (stage,) if stage else _stages_of(outputs, runs)
+    if network and "predictions" not in stages:
+        raise SettingsError(f"--network is of predictions, and {output.uri} has none")
+    with closing(sqlite3.connect("")) as database:
+        catalogue = Catalogue(database)
+        found = []
+        for number, (folder, run) in enumerate(zip(outputs, runs, strict=True)):
+            findings = Findings(folder.uri, stages={name: Counts() for name in stages})
+            for fault in description_faults(folder, stages, network):
+                findings.faults.add(fault)
+            for result in _verify_parts(findings, VerifyPart(folder, stages, images), map_parts):
+                _take(findings, result, catalogue, number)
+            undone = [name for name, counts in findings.stages.items() if counts.to_do]
+            findings.commands = [command(folder, run, name) for name in undone]
+            found.append(findings)
+        if other is None:
+            return Verdict(found)
+        differing, first = catalogue.differing()
+        lines = [_difference(image_id, catalogue, outputs, stages) for image_id in first]
+    return Verdict(found, differing, [shown(line) for line in lines])
+
+
+def _run_of(output: Folder) -> Row:
+    """What run.json says, nothing if it is damaged; refuses a folder that is no output."""
+    with reaching(output.uri):
+        known = output.exists("run.json") or (output / "manifest").names(".parquet")
+    if not known:
+        raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
+    return description(output)[0]
+
+
+def _stages_of(outputs: Sequence[Folder], runs: Sequence[Row]) -> tuple[str, ...]:
+    """Stages that are there, in their order, and pseudo labels where a run is to have them."""
+    there = {"pseudo_labels"} if any("config" in run for run in runs) else set()
+    rounds: list[str] = []
+    for output in outputs:
+        with reaching(output.uri):
+            rounds = max(rounds, rounds_of(output), key=len)
+    known = [f"{home}/{name}" for home in rounds for name in ("predictions", "labels")]
+    known = ["pseudo_labels", *known, "predictions"]
+    for output in outputs:
+        with reaching(output.uri):
+            there |= {name for name in known if (output / name).names("")}
+    return tuple(name for name in known if name in there) or ("pseudo_labels",)
+
+
+def _verify_parts(
+    findings: Findings, task: VerifyPart, map_parts: Mapper
+) -> Iterator[dict[str, Any]]:
+    """Compare the listings, then do the parts, on a progress line."""
+    output, faults = task.output, findings.faults
+    with reaching(output.uri):
+        parts = (output / "manifest").names(".parquet")
+        shards = {stage: (output / stage).names(".parquet") for stage in task.stages}
+    if not parts:
+        faults.add(f"{output.uri}/manifest: holds no images")
+    for name in (part_name(number) for number in range(len(parts))):
+        if name not in parts:
+            faults.add(f"{output.uri}/manifest/{name}: is missing, parts are numbered from 0")
+    for stage, names in shards.items():
+        for name in sorted({*names} - {*parts}):
+            faults.add(f"{output.uri}/{stage}/{name}: the manifest has no part of this name")
+    if not parts:
+        return
+    with Progress("verify", len(parts), unit="parts") as progress:
+        for number, result in enumerate(map_parts(task, parts), 1):
+            yield json.loads(result["found"])
+            progress.reach(number, counted(faults.count, "fault"))
+
+
+def _take(findings: Findings, result: dict[str, Any], catalogue: Catalogue, output: int) -> None:
+    """Add what was found in a part."""
+    findings.images += result["images"]
+    findings.faults.merge(*result["faults"])
+    for stage, counts in result["stages"].items():
+        findings.stages[stage].add(Counts(*counts))
+    for image_id, digests in result["rows"]:
+        if there := catalogue.add(output, result["part"], image_id, digests):
+            places = " and in ".join(sorted((there, result["part"])))
+            line = f"{findings.uri}/manifest: {image_id!r} is in {places}; ids must be unique"
+            findings.faults.add(line, places)
+
+
+def command(output: Folder, run: Row, stage: str) -> str:
+    """Command that continues a stage of an output."""
+    images = source_option(str(run.get("source", "IMAGES")))
+    where = f"--output {shlex.quote(output.uri)}"
+    if stage == "pseudo_labels":
+        return f"saff label {images} {where}"
+    if stage != "predictions":
+        return f"saff run {images} {where}"
+    new = f" --network RUN {images}" if "network" in run else ""
+    return f"saff reinfer {where}{new}"
+
+
+# Two outputs
+
+
+def _difference(
+    image_id: str, catalogue: Catalogue, outputs: Sequence[Folder], stages: Sequence[str]
+) -> str:
+    """In what an image differs between two outputs."""
+    places = catalogue.find(image_id)
+    if len(places) == 1:
+        (there,) = places
+        return f"{image_id!r} is not in {outputs[1 - there].uri}"
+    told = []
+    for number, stage in enumerate(stages):
+        one, other = (places[output][1][number] for output in (0, 1))
+        if one and other and one != other:
+            found = [
+                _content(folder / stage, places[output][0], image_id, schema_of(stage))
+                for output, folder in enumerate(outputs)
+            ]
+            told.append(f"{stage} differ in {', '.join(differing_columns(*found))}")
+        elif one != other:
+            lacking = outputs[0 if other else 1]
+            told.append(f"{stage} are not in {lacking.uri}")
+    return f"{image_id!r}: {'; '.join(told)}"
+
+
+def _content(folder: Folder, part: str, image_id: str, schema: pa.Schema) -> Row:
+    rows = stored_rows(folder, part, schema)
+    return next(examine(row)[0] for row in rows if row["image_id"] == image_id)

@@ -1,0 +1,116 @@
+"""The run.json of an output, its networks and its stages: what is wrong, and what does not fit."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from saff.errors import SettingsError
+from saff.runs import with_digest
+from saff.shards import Row
+from saff.storage import Folder, reaching
+from saff.verification.files import on_disk
+
+LABELS = re.compile(r"pseudo_labels|rounds/\d+/labels")  # what a network can learn from
+WEIGHTS = "weights.pt"  # of a trained network, as saff.trained writes it; that module needs torch
+
+
+def description(folder: Folder) -> tuple[Row, str]:
+    """Read the run.json of an output, or of a stage in it.
+
+    Returns
+    -------
+    run : dict
+        Its content; empty if it is damaged.
+    fault : str
+        What is wrong with it; empty if nothing is.
+    """
+    with reaching(folder.uri):
+        text = folder.read("run.json") if folder.exists("run.json") else None
+    if text is None:
+        return {}, "is missing"
+    try:
+        run = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {}, f"is damaged: {error}"
+    if not isinstance(run, dict):
+        return {}, "is damaged: expected a JSON object"
+    content = {name: value for name, value in run.items() if name not in ("digest", "source")}
+    if run.get("digest") != with_digest(content)["digest"]:
+        return run, "has a digest that is not that of its content: one of them was changed"
+    return run, ""
+
+
+def description_faults(
+    output: Folder, stages: Sequence[str], network: Folder | None = None
+) -> Iterator[str]:
+    """What is wrong with the run.json of an output, and with those of its stages."""
+    if fault := description(output)[1]:
+        yield f"{output.uri}/run.json: {fault}"
+    for stage in stages:
+        home, _, name = stage.rpartition("/")
+        if name == "predictions":
+            round_of = output / home if home else output
+            yield from _round_faults(output, round_of, None if home else network)
+        elif name == "labels":
+            yield from _label_faults(output / home)
+
+
+def _round_faults(output: Folder, home: Folder, network: Folder | None) -> Iterator[str]:
+    """What is wrong with the run.json of a round's network, and of its predictions."""
+    trained, predictions = home / "network", home / "predictions"
+    for folder in (trained, predictions):
+        with reaching(folder.uri):
+            if not folder.names(""):  # whatever is in it
+                continue
+        run, fault = description(folder)
+        if fault:
+            yield f"{folder.uri}/run.json: {fault}"
+        if folder == predictions:
+            yield from _network_faults(run, predictions, trained, network)
+        elif not fault:
+            yield from _learning_faults(run, trained, output)
+
+
+def _learning_faults(run: Row, trained: Folder, output: Folder) -> Iterator[str]:
+    """Whether a network has learnt from the labels that are there."""
+    labels = run.get("labels")
+    stage = labels.get("stage") if isinstance(labels, dict) else None
+    if not (isinstance(stage, str) and LABELS.fullmatch(stage)):
+        yield f"{trained.uri}/run.json: does not say which labels the network has learnt from"
+        return
+    there, fault = description(output if stage == "pseudo_labels" else output / stage)
+    if not fault and run["labels"].get("digest") != there["digest"]:
+        yield f"{trained.uri}/run.json: the network has not learnt from the {stage} that are there"
+
+
+def _label_faults(home: Folder) -> Iterator[str]:
+    """What is wrong with the run.json of labels made of predictions, and whether of those there."""
+    labels, predictions = home / "labels", home / "predictions"
+    run, fault = description(labels)
+    there, other = description(predictions)
+    if fault:
+        yield f"{labels.uri}/run.json: {fault}"
+    elif not other and run.get("predictions") != there["digest"]:
+        yield f"{labels.uri}/run.json: the labels are not of the predictions {predictions.uri}"
+
+
+def _network_faults(
+    run: Row, predictions: Folder, trained: Folder, network: Folder | None
+) -> Iterator[str]:
+    """Whether predictions are those of the network that is there."""
+    folder = network / "network" if network else trained
+    with reaching(folder.uri):
+        if not folder.exists(WEIGHTS):
+            if network:
+                raise SettingsError(f"there is no trained network at {folder.uri}")
+            return
+    with on_disk(folder, WEIGHTS) as path, open(path, "rb") as file:
+        whole = hashlib.sha256()
+        while chunk := file.read(2**20):
+            whole.update(chunk)
+    if run.get("network") != whole.hexdigest():
+        yield (
+            f"{predictions.uri}/run.json: the predictions are not of the network "
+            f"{folder.uri}/{WEIGHTS}"
+        )

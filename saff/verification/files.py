@@ -1,0 +1,71 @@
+"""Parquet files that may be damaged: read as they are, or a :class:`DamagedError`."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saff.shards import PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
+from saff.storage import Folder, asked, is_local, telling
+
+
+class DamagedError(ValueError):
+    """A file that is there and does not hold what it should."""
+
+
+@contextmanager
+def on_disk(folder: Folder, name: str) -> Iterator[str]:
+    """Path of a file on this machine: so that what fails when it is parsed is the file's fault."""
+    path = f"{folder.path}/{name}"
+    if is_local(folder.fs):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="saff-") as scratch:
+        with telling(f"{folder.uri}/{name}"):
+            asked(folder.fs, folder.fs.get_file, path, f"{scratch}/copy")
+        yield f"{scratch}/copy"
+
+
+def stored_rows(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Row]:
+    """Rows of a Parquet file of exactly this schema, a few at a time.
+
+    Raises
+    ------
+    DamagedError
+        If it is no such file; before any row, where the schema is another.
+    """
+    with on_disk(folder, name) as path:
+        try:
+            with pq.ParquetFile(path) as table:
+                if fault := schema_fault(table.schema_arrow, schema):
+                    raise DamagedError(fault)
+                for batch in table.iter_batches(ROWS_PER_GROUP):
+                    batch.validate(full=True)  # or a damaged list could end the process
+                    yield from batch.to_pylist()
+        except DamagedError:
+            raise
+        except Exception as error:  # damaged files make the reader raise nearly everything
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise DamagedError(f"cannot be read: {why}") from error
+
+
+def schema_of(stage: str) -> pa.Schema:
+    """Columns of a stage; what a network inferred has the same in every round, spread or not."""
+    return PSEUDO_LABELS if stage == "pseudo_labels" else PREDICTIONS
+
+
+def schema_fault(found: pa.Schema, wanted: pa.Schema) -> str:
+    """Say how a schema differs from the one that is wanted; empty if it does not."""
+    if found.equals(wanted):
+        return ""
+    if missing := [name for name in wanted.names if name not in found.names]:
+        return f"has no column {', '.join(missing)}"
+    if unknown := [name for name in found.names if name not in wanted.names]:
+        return f"has the unknown column {', '.join(unknown)}"
+    for column in wanted:
+        kind = found.field(found.names.index(column.name)).type
+        if kind != column.type:
+            return f"has a column {column.name} of type {kind}, expected {column.type}"
+    return f"has its columns in the order {', '.join(found.names)}, not {', '.join(wanted.names)}"
