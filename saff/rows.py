@@ -6,22 +6,15 @@ from saff import images
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.shards import Row
-from saff.storage import NO_FILE, WEB, read_bytes
+from saff.storage import read_bytes
 
 
 def original(row: Row) -> Image | None:
-    """Image of a labelled row, or None where its file is not there or not the one labelled.
-
-    A web server that gives no answer any more does not have it; other storages are asked patiently.
-    """
+    """Image of a labelled row, or None where its file is gone or not the one that was labelled."""
     try:
         data = read_bytes(row["uri"])
-    except NO_FILE:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
-    except OSError:
-        if row["uri"].startswith(WEB):
-            return None
-        raise
     if row["sha256"] != hashlib.sha256(data).hexdigest():
         return None
     return images.decode(data, max_pixels=row["height"] * row["width"])

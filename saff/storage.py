@@ -6,7 +6,6 @@ A store that is busy is asked again (:mod:`saff.retries`); what it refuses is to
 import contextlib
 import errno
 import glob
-import math
 import os
 import re
 import shutil
@@ -35,8 +34,6 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 OWN_SERVER = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # of another than AWS
 VALIDATION = "AWS_RESPONSE_CHECKSUM_VALIDATION"
 VALIDATION_OPTION = "response_checksum_validation"  # botocore 1.36 and later
-WEB = ("http://", "https://")
-WEB_SECONDS = 60.0
 READERS = 16  # small files read at once
 UPLOAD_BYTES = 16 * 2**20  # of a piece of a large object: little is sent again, few are made
 # A user name before a web address, or a password before any place; "host:8080/a@b" has neither.
@@ -138,7 +135,7 @@ def uri_of(fs: Any, path: str) -> str:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Read a whole file; a web server, one of many, is asked for a minute at most.
+    """Read a whole file.
 
     Raises
     ------
@@ -148,21 +145,18 @@ def read_bytes(uri: str) -> bytes:
     """
     fs, path = locate(uri, signed=True)
     try:
-        with patience_of(WEB_SECONDS if uri.startswith(WEB) else math.inf):
-            data: bytes = asked(fs, fs.cat_file, path)
+        data: bytes = asked(fs, fs.cat_file, path)
     except Exception as error:
         if public(uri) == uri or isinstance(error, FileNotFoundError | MemoryError):
             raise
         cause = error.__cause__ or error  # its text has the signature
         why = getattr(cause, "message", "") or type(cause).__name__
-        raise OSError(f"no access to {public(uri)}: {why}") from Refusal(
-            code_of(error) or type(cause).__name__
-        )
+        raise OSError(f"no access to {public(uri)}: {why}") from Refusal(code_of(error))
     return data
 
 
 class Refusal(Exception):
-    """The code of a store's answer, or the kind of a failure, without its words."""
+    """The code of a store's answer, without its words."""
 
     def __init__(self, status: str | int) -> None:
         super().__init__(str(status))

@@ -115,12 +115,15 @@ class NetworkFolder:
         with reaching(self.folder.uri):
             begun = self.folder.exists("run.json")
         labels = read_run(self.folder).get("labels") if begun else {}
-        if not isinstance(labels, dict) or (begun and not isinstance(labels.get("parts"), str)):
+        kinds = {"parts": str, "images": int}
+        if not isinstance(labels, dict) or (
+            begun and not all(isinstance(labels.get(name), kind) for name, kind in kinds.items())
+        ):
             raise SettingsError(
                 f"{self.folder.uri}/run.json does not say which labels it learns from: it is "
                 "damaged or of another version of saff; --restart trains anew"
             )
-        return {name: labels.get(name) for name in ("parts", "images") if begun}
+        return {name: labels[name] for name in kinds if begun}
 
     def clear(self) -> None:
         """Remove everything, the result first."""

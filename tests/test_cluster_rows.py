@@ -3,34 +3,27 @@
 import dataclasses
 import errno
 import hashlib
-import http.server
 import io
 import os
-import socket
 import sys
-import threading
-import time
 import types
 
 import cv2
 import fsspec
 import numpy as np
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from aiohttp import ClientResponseError, InvalidURL
 from botocore.exceptions import ParamValidationError
 
 import saff
-from saff import images, saliency, semantic, storage
-from saff.cluster import LabelPart, describe_run, image_rows, label_row, plan, preview
+from saff import images, saliency, semantic
+from saff.cluster import LabelPart, describe_run, label_row, plan, preview
 from saff.cluster.image_rows import guarded
 from saff.errors import SettingsError
 from saff.labeling import label_image, load_models
-from saff.manifests import extend_manifest, list_images, part_name
-from saff.rows import original
-from saff.shards import MANIFEST, PSEUDO_LABELS, read_rows, write_rows
+from saff.manifests import extend_manifest, list_images
+from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
 
 RESULTS = set(PSEUDO_LABELS.names) - {"image_id", "uri", "sha256", "height", "width"}
@@ -282,91 +275,6 @@ def test_what_a_store_says_of_one_image_is_its_row(small, error, monkeypatch):
 def test_an_address_that_is_none_is_a_row(small):
     for uri in ("http://[bad/x.jpg", "https:///x.jpg", "s3://Bad Bucket!/x.jpg"):
         assert label_row("a.jpg", uri, small)["error_kind"] == "not_readable", uri
-
-
-@pytest.fixture
-def web(photographs):
-    """A web server: a photograph at /good.png, and 503 or nothing at all elsewhere."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/mute.png":
-                return
-            self.send_response(200 if self.path == "/good.png" else 503)
-            self.end_headers()
-            self.wfile.write(encoded(photographs["rocket"]))
-
-        do_HEAD = do_GET
-
-        def log_message(self, *words):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture
-def closed():
-    """Address at which no server is."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    monkeypatch.setattr(storage, "WEB_SECONDS", 0.5)
-    monkeypatch.setattr(image_rows, "_silent", {})
-
-
-def test_a_web_server_that_gives_no_answer_is_a_row(small, web, closed):
-    for uri, why in (
-        (f"{web}/busy.png?signature=1", "503"),
-        (f"{web}/mute.png", "ServerDisconnectedError"),
-        (f"{closed}/a.png", "ConnectionRefusedError"),
-        ("http://nowhere.invalid/a.png?signature=1", "gaierror"),
-    ):
-        image_rows._silent.clear()
-        row = label_row("a.png", uri, small)
-        assert row["error_kind"] == "unreachable", uri
-        assert row["error"] == f"the image's web server gives no answer ({why})"
-    good = label_row("a.png", f"{web}/good.png", small)
-    assert good["error"] is None
-    assert original(good).shape == (good["height"], good["width"], 3)
-    assert original(good | {"uri": f"{web}/busy.png"}) is None
-
-
-def test_a_silent_web_server_is_waited_for_once(small, closed, monkeypatch):
-    monkeypatch.setenv("SAFF_STORAGE_PATIENCE", "60")
-
-    def seconds():
-        start = time.monotonic()
-        label_row("a.png", f"{closed}/a.png", small)
-        return time.monotonic() - start
-
-    assert seconds() > 0.4
-    assert seconds() < 0.2
-
-
-@pytest.mark.parametrize("reached", [0, 1])
-def test_a_part_of_which_nothing_can_be_reached_is_no_images_fault(
-    small, web, closed, tmp_path, reached
-):
-    uris = [f"{closed}/{n}.png" for n in range(8)] + [f"{web}/good.png"] * reached
-    output = Folder.at(str(tmp_path))
-    rows = [{"image_id": f"{n}", "uri": uri} for n, uri in enumerate(uris)]
-    with (output / "manifest").replacing(part_name(0)) as path:
-        pq.write_table(pa.Table.from_pylist(rows, MANIFEST), path)
-    task = LabelPart(output, small)
-    if reached:
-        done = task({"part": part_name(0)})
-        assert (done["images"], done["failed"]) == (9, 8)
-        return
-    with pytest.raises(SettingsError, match="none of the 8 images on the web in part-0000000"):
-        task({"part": part_name(0)})
-    assert (output / "pseudo_labels").names("") == []
 
 
 def test_a_file_larger_than_any_image_is_not_read(small, tmp_path):

@@ -22,7 +22,7 @@ from skimage import data
 
 from saff import config, images
 from saff.cluster import Share, map_parts
-from saff.cluster.pipeline import Scale, agreement, run_pipeline
+from saff.cluster.pipeline import Scale, agreement, refuse_begun, run_pipeline
 from saff.cluster.predictions import PredictPart, encode_prediction, predict_corpus
 from saff.cluster.training import Feed, scale, train_network
 from saff.config import Inference, Training
@@ -138,6 +138,8 @@ def test_labels_made_since_a_training_began_do_not_change_it(trained_once, tmp_p
     network.remove("weights.pt")
     with pytest.raises(SettingsError, match=r"labels\.images is 4 there and \d here; .*--restart"):
         train_network(output, TRAINING)
+    with pytest.raises(SettingsError, match="is under way, and images that are tried again may"):
+        refuse_begun(output)
     network.write("run.json", b'{"labels": {"images": 5}}')
     with pytest.raises(SettingsError, match="does not say which labels it learns from"):
         train_network(output, TRAINING)

@@ -2,10 +2,8 @@
 
 import errno
 import hashlib
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -13,18 +11,12 @@ import pyarrow as pa
 from saff import images
 from saff.arrays import Image
 from saff.cluster.faults import is_machines_fault
-from saff.errors import SettingsError
 from saff.images import ImageError
-from saff.retries import BAD_ADDRESS, FINAL_CODES, UNAUTHORISED, code_of, patience_of
+from saff.retries import BAD_ADDRESS, FINAL_CODES, UNAUTHORISED, code_of
 from saff.shards import Row
-from saff.storage import NO_FILE, WEB, Refusal, is_local, locate, read_bytes
+from saff.storage import NO_FILE, is_local, locate, read_bytes
 
 LARGEST_FILE = 2 * 2**30  # bytes; no image of max_pixels is larger
-SILENT_SECONDS = 600.0  # in which a server that gave no answer is asked only once for an image
-MOST_SILENT = 10_000  # servers that are remembered so
-FEW = 8  # images of a part: if none of so many can be reached, it is not their servers
-UNREACHABLE = "unreachable"
-NO_MORE_CODES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # this machine's
 NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets
 
 
@@ -89,69 +81,27 @@ def guarded(work: Callable[[Image], Row], image: Image) -> Row:
         return {"error": plain, "error_kind": "labeling_failed"}
 
 
-def refuse_unreachable(rows: Iterable[Row], part: str) -> Iterator[Row]:
-    """Pass the rows of a part on; refuse it if it has images on the web and none can be reached.
-
-    Raises
-    ------
-    SettingsError
-        Then it is this machine's network, or the one server that all images are on.
-    """
-    reached = silent = 0
-    for row in rows:
-        if row["uri"].startswith(WEB):
-            silent += row["error_kind"] == UNREACHABLE
-            reached += row["error_kind"] != UNREACHABLE
-        yield row
-    if silent >= FEW and not reached:
-        raise SettingsError(
-            f"none of the {silent:,} images on the web in {part} could be reached; if this machine "
-            "reaches the web and their server, the same command continues"
-        )
-
-
-_silent: dict[str, float] = {}  # servers, and when one gave this process no answer
-
-
-def _is_silent(host: str) -> bool:
-    return time.monotonic() - _silent.get(host, -math.inf) < SILENT_SECONDS
-
-
-def _remember(host: str) -> None:
-    if len(_silent) >= MOST_SILENT:
-        _silent.clear()
-    _silent[host] = time.monotonic()
-
-
 def _read(uri: str) -> bytes:
     """Read an image's bytes; only what is wrong with this one file is an ImageError."""
     fs, path = locate(uri, signed=True)
     try:
-        address = urlsplit(uri)
+        urlsplit(uri)
     except ValueError as error:
         raise ImageError("not_readable", "the image's uri is no address") from error
-    host = address.netloc if uri.startswith(WEB) else ""
     try:
         if is_local(fs) and (size := os.stat(path).st_size) > LARGEST_FILE:
             raise ImageError("not_an_image", f"a file of {size:,} bytes is no image")
-        with patience_of(0.0 if _is_silent(host) else math.inf):
-            return read_bytes(uri)
+        return read_bytes(uri)
     except OSError as error:
         if isinstance(error, NO_FILE) or error.errno in NO_FILE_CODES:
             raise ImageError("not_found", "there is no file at the image's uri") from error
         if isinstance(error, PermissionError) and is_local(fs):
             raise ImageError("not_readable", "no right to read the image's file") from error
         code = code_of(error)
-        if code in FINAL_CODES and (host or code != UNAUTHORISED):
+        if code in FINAL_CODES and code != UNAUTHORISED:
             why = f"the store does not give this image out ({code})"
             raise ImageError("not_readable", why) from error
-        if not host or error.errno in NO_MORE_CODES:
-            raise  # an object store refuses credentials, not single images
-        _remember(host)
-        cause = error.__cause__ or error
-        name = str(cause) if isinstance(cause, Refusal) else type(cause).__name__
-        said = f"the image's web server gives no answer ({code or name})"
-        raise ImageError(UNREACHABLE, said) from error
+        raise  # an object store refuses credentials, not single images
     except ValueError as error:
         if code_of(error) != BAD_ADDRESS:
             raise

@@ -21,7 +21,7 @@ import ray.data
 
 from saff.cluster import quarantine
 from saff.cluster.faults import Telling, TellingActor
-from saff.cluster.image_rows import begin_row, refuse_unreachable
+from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import ending_after, watched
 from saff.errors import SettingsError
@@ -96,8 +96,7 @@ class Stage:
         manifest = iter(read_all_rows(self.output / "manifest", part))
         chunks = iter(lambda: list(islice(manifest, 1 if note.again else together)), [])
         fresh = chain.from_iterable(self._rows(chunk, done, work, note) for chunk in chunks)
-        passed = refuse_unreachable(fresh, part)
-        return *write_rows(self.folder, part, passed, self.schema), len(done)
+        return *write_rows(self.folder, part, fresh, self.schema), len(done)
 
     def _rows(
         self,

@@ -122,6 +122,8 @@ def run_pipeline(
     batch = config.training.batch
     scale.of_training(batch)  # refused now, not after labelling
     again, patience = retry_failed, scale.patience
+    if again and not restart:
+        refuse_begun(output)
     done = label_corpus(source, rows, output, config, retry_failed=again, patience=patience)
     say(f"labelled: {done}")
     if restart:
@@ -149,13 +151,26 @@ def run_pipeline(
         say(f"round {number}: {done}; agreement with what it learnt from {kept:.3f}")
         if number < rounds:
             learnt_from = f"{home}/labels"
-            refine_corpus(output, config, stage, learnt_from, patience=patience)
+            refine_corpus(output, config, stage, learnt_from, retry_failed=again, patience=patience)
     if truth:
         for name in ("pseudo_labels", "predictions"):
             spread = partial(map_parts, patience=patience)
             figures = evaluate(output, truth, truth_format, name, map_parts=spread)
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
     return results.write_report(output)
+
+
+def refuse_begun(output: Folder) -> None:
+    """Refuse to try images again while a training is under way on the labels that are there."""
+    with reaching(output.uri):
+        for home in (output, *(output / name for name in rounds_of(output))):
+            network = NetworkFolder(home / "network")
+            if network.folder.exists("run.json") and not network.is_done():
+                raise SettingsError(
+                    f"a training in {network.folder.uri} is under way, and images that are tried "
+                    "again may change its labels; let it end without --retry-failed, or begin it "
+                    "anew with --restart"
+                )
 
 
 def forget_rounds(output: Folder) -> None:

@@ -65,6 +65,7 @@ def refine_corpus(
     predictions: str,
     labels: str,
     *,
+    retry_failed: bool = False,
     patience: float = PATIENCE,
 ) -> Plan:
     """Spread the predictions of a stage over semantic neighbours, into another stage; resumable.
@@ -77,6 +78,8 @@ def refine_corpus(
         Settings of the encoder, of superpixels and of M_s.
     predictions, labels : str
         Stages to read and to write, folders of the output.
+    retry_failed : bool
+        Try images again that failed before.
     patience : float
         Seconds without any part done after which the job ends.
 
@@ -92,7 +95,7 @@ def refine_corpus(
         "encoder": identity(load_models(config).encoder),
     }
     claim(output / labels, with_digest(content), RESTART)
-    todo = plan(output, labels)
+    todo = plan(output, labels, retry_failed=retry_failed)
     if todo.parts:
         start_ray()
         task = RefinePart(output, predictions, labels, config)

@@ -138,13 +138,14 @@ def train_network(
         scale(workers, gpus, training.batch)  # refused before anything is forgotten
         results.clear()
     results.claim(run)
-    if len(corpus) < len(whole):
+    learnt = run["labels"]["images"]
+    if learnt < len(whole):
         LOG.warning(
             "%s learns from the %s images that were labelled when its training began, not from "
             "the %s labelled since; --restart trains anew, on all",
             results.folder.uri,
-            f"{len(corpus):,}",
-            f"{len(whole) - len(corpus):,}",
+            f"{learnt:,}",
+            f"{len(whole) - learnt:,}",
         )
     if results.is_done():
         return results

@@ -68,10 +68,13 @@ def read_boundaries(data: bytes) -> AnyArray:
     """
     if data.startswith(b"\x89PNG"):
         try:
-            drawn = decode(data)
+            decode(data)  # neither damaged nor too large
         except ImageError as error:
             raise ValueError(f"the boundaries are a PNG that cannot be read: {error}") from error
-        return (cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[None] > 127).astype(np.float32)
+        drawn = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if drawn is None:
+            raise ValueError("the boundaries are a PNG of a kind that is not read")
+        return (np.asarray(drawn)[None] > 127).astype(np.float32)
     try:
         cells = loadmat(io.BytesIO(data))["groundTruth"].ravel()
         people = [cell["Boundaries"][0, 0] for cell in cells]

@@ -11,7 +11,7 @@ from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
 from saff.metrics import HALF
 from saff.shards import Row
-from saff.storage import NO_FILE, WEB, is_local, locate, read_bytes, telling
+from saff.storage import NO_FILE, is_local, locate, read_bytes, telling
 
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}
 OF_ANY_ROW = ("image_id", "uri", "sha256", "height", "width", "error", "error_kind")
@@ -146,8 +146,6 @@ def image_fault(row: Row) -> str:
         except NO_FILE:
             return "its image is gone"
         except OSError as error:
-            if uri.startswith(WEB):
-                return "its image's web server does not give it out"
             if not is_local(locate(uri, signed=True)[0]):
                 raise
             return f"its image cannot be read: {error.strerror}"
