@@ -30,7 +30,7 @@ test: $(INSTALLED) ## run the tests, but for long ones of faults: first what nee
 	$(BIN)/python -m pytest -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: none such among PYTEST_ARGS
 	$(BIN)/python -m pytest -m "ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ]
 
-chaos: $(INSTALLED) ## long tests of faults, then 100 seeded schedules of them; an hour and a half
+chaos: $(INSTALLED) ## long tests of faults, then 100 seeded schedules of them; two hours
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 	$(BIN)/python tests/chaos.py --schedules 100
 
