@@ -28,7 +28,7 @@ from saff.cluster import describe_run, label_row, map_parts, plan, start_ray
 from saff.cluster.image_rows import image_row
 from saff.cluster.parts import Stage
 from saff.images import encode_png
-from saff.manifests import extend_manifest, read_manifest
+from saff.manifests import describe_source, extend_manifest, read_manifest
 from saff.runs import claim
 from saff.shards import MANIFEST, PSEUDO_LABELS, Row
 from saff.storage import Folder
@@ -112,7 +112,8 @@ def main():
         work = args.folder or Path(scratch)
         source, image = write_source(work / "source", args.rows)
         output = Folder.at(str(work / "run"))
-        claim(output, describe_run(str(source), config.default()))
+        named = describe_source(str(source), is_manifest=True)
+        claim(output, describe_run(named, config.default()))
         columns = label_row("x", image, config.default())
         for name in ("image_id", "uri", "sha256", "height", "width", "error", "error_kind"):
             del columns[name]
