@@ -113,17 +113,17 @@ class NetworkFolder:
             If its run.json is damaged.
         """
         with reaching(self.folder.uri):
-            begun = self.folder.exists("run.json")
-        labels = read_run(self.folder).get("labels") if begun else {}
-        kinds = {"parts": str, "images": int}
-        if not isinstance(labels, dict) or (
-            begun and not all(isinstance(labels.get(name), kind) for name, kind in kinds.items())
+            if not self.folder.exists("run.json"):
+                return {}
+        labels, kinds = read_run(self.folder).get("labels"), {"parts": str, "images": int}
+        if not isinstance(labels, dict) or not all(
+            isinstance(labels.get(name), kind) for name, kind in kinds.items()
         ):
             raise SettingsError(
                 f"{self.folder.uri}/run.json does not say which labels it learns from: it is "
                 "damaged or of another version of saff; --restart trains anew"
             )
-        return {name: labels[name] for name in kinds if begun}
+        return {name: labels[name] for name in kinds}
 
     def clear(self) -> None:
         """Remove everything, the result first."""

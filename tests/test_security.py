@@ -92,9 +92,8 @@ RUN_TEXT = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
 UNPICKLE = ("torch.jit.", "torch.package.", "torch.hub.load", "pd.read_pickle")
 READ_PARQUET = {"ParquetFile", "read_table", "ParquetDataset", "read_parquet", "open_stream"}
 SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
-TRUSTED = {
-    "saff/cluster/doctor/cluster.py": ["imports yaml"]
-}  # safe_load, of the cluster's own settings
+# safe_load, of the cluster's own settings
+TRUSTED = {"saff/cluster/doctor/cluster.py": ["imports yaml"]}
 PARQUET_READERS = {
     "saff/manifests.py": 1,
     "saff/shards.py": 1,

@@ -246,16 +246,17 @@ def count_done(what: str, todo: Plan, results: Iterable[dict[str, Any]]) -> None
             progress.advance(part["images"] - part["kept"], part["failed"])
 
 
-def start_ray() -> None:
-    """Join the cluster that ``RAY_ADDRESS`` names, as for a submitted job, or start one here.
+def start_ray(address: str | None = None) -> None:
+    """Join the cluster that ``address`` or, as for a submitted job, ``RAY_ADDRESS`` names.
 
+    Without either, start one here.
     A cluster that merely runs, or ran, on this machine is not joined: what a killed one leaves
     behind would be waited for.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = None if os.environ.get("RAY_ADDRESS") else "local"
+    address = address or (None if os.environ.get("RAY_ADDRESS") else "local")
     with ending_after(START_SECONDS):
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
 

@@ -1,6 +1,5 @@
 """Joining a cluster; how far it grows, whether a stage has room, and starting nodes for it."""
 
-import logging
 import math
 import os
 import socket
@@ -16,8 +15,7 @@ import ray
 from ray._private import services
 
 from saff.cluster.doctor.findings import Finding, Node, amounts, ask, count
-from saff.cluster.parts import START_SECONDS, pool_size, start_ray
-from saff.cluster.watchdog import ending_after
+from saff.cluster.parts import pool_size, start_ray
 from saff.errors import SettingsError
 
 TO_CONNECT = 5.0  # seconds for a TCP connection
@@ -33,9 +31,7 @@ def join(address: str | None) -> Iterator[Finding]:
     """Join a cluster, or start a Ray here as every command does."""
     if address and address != "local":
         reach(address)
-        if not ray.is_initialized():
-            with ending_after(START_SECONDS):
-                ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+        start_ray(address)
         how = f"joined {address}"
     else:
         start_ray()
