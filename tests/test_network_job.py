@@ -221,9 +221,11 @@ def test_what_no_repetition_mends_ends_it_with_one_line(output):
     ):
         train_network(output, TRAINING)
     one = dataclasses.replace(TRAINING, steps=1)
+    train_network(output, one, restart=True)
+    assert (output / "network").exists("weights.pt")
     with pytest.raises(SettingsError, match="1 GPUs were asked for and this machine has 0"):
         train_network(output, one, gpus=1, restart=True)
-    assert (output / "network").exists("run.json")  # nothing is forgotten for what cannot work
+    assert (output / "network").exists("weights.pt")  # nothing is forgotten for what cannot work
 
 
 def test_workers_and_gpus_are_checked(one_node):
