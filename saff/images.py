@@ -20,14 +20,16 @@ is EXIF's, XMP's is ignored.
 """
 
 import contextlib
+import dataclasses
 import io
 import operator
 import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -139,6 +141,63 @@ def decode(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image:
     return np.require(_UPRIGHT[file.orientation](rgb), np.uint8, ["C", "W", "O"])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Samples:
+    """The numbers that a file stores for its pixels, never scaled, and what they mean."""
+
+    format: str
+    """``PNG``, ``TIFF``, ``BMP``, ``GIF``, ``WebP`` or ``JPEG``; JPEG and most WebP are lossy."""
+    mode: Literal["grey", "palette", "colour"]
+    """What ``values`` are: levels from black to white, indices into ``palette``, or RGB."""
+    bits: int
+    """Bits per value, 1 to 16: values lie in 0 .. 2**bits - 1."""
+    values: AnyArray
+    """uint8 or, above 8 bits, uint16: (H, W), or (H, W, 3) for colour. 0 is black."""
+    palette: AnyArray | None = None
+    """uint8 (N, 3), RGB; an index may lie beyond it in a damaged file."""
+    alpha: AnyArray | None = None
+    """uint8 or uint16 (H, W) if the file has transparency: 0 is clear, the type's maximum opaque.
+    A transparent palette entry or colour key counts as well."""
+
+
+def read_samples(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Samples:
+    """Read the samples of a mask as they are stored: class 15 of a 4 bit PNG is 15.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    max_pixels : int
+        As in :func:`decode`.
+
+    Returns
+    -------
+    samples : Samples
+        The values with their meaning; EXIF orientation applied, as :func:`decode` does, so that a
+        mask fits the image that carries the same tag. A TIFF file in which white is zero is
+        turned round, so that 0 is black in all of them.
+
+    Raises
+    ------
+    ImageError
+        As from :func:`decode`; ``unsupported`` for CMYK and Lab samples, which are no RGB.
+
+    Examples
+    --------
+    >>> samples = read_samples(encode_png(np.eye(2, dtype=np.uint16) * 300))
+    >>> samples.mode, samples.bits, samples.values.tolist(), samples.alpha
+    ('grey', 16, [[300, 0], [0, 300]], None)
+    """
+    file = _inspect(data, max_pixels)
+    with _blame(file):
+        picture = _load(file, max_pixels)
+        samples = _deep_samples(file) if file.deep_colour else _stored_samples(file, picture)
+    upright = _UPRIGHT[file.orientation]
+    values = np.ascontiguousarray(upright(samples.values))
+    alpha = None if samples.alpha is None else np.ascontiguousarray(upright(samples.alpha))
+    return dataclasses.replace(samples, values=values, alpha=alpha)
+
+
 def encode_png(array: AnyArray) -> bytes:
     """Write a map as PNG, for :func:`decode_png`; equal arrays give equal bytes.
 
@@ -228,11 +287,13 @@ class _File(NamedTuple):
     orientation: int = 1
     """EXIF orientation, 1 .. 8."""
     depth: int = 8
-    """Bits per sample (PNG, TIFF)."""
+    """Bits per sample (PNG, TIFF, BMP)."""
     colour: int = 0
     """PNG colour type or TIFF photometric interpretation."""
     deep_colour: bool = False
     """16 bit samples in several channels, of which Pillow would drop the lower 8 bits."""
+    key: tuple[int, ...] = ()
+    """The level or colour of a PNG that is transparent."""
 
 
 _SIGNATURES = {
@@ -391,6 +452,7 @@ def _read_png(data: bytes) -> _File:
         raise _corrupt("PNG", "its first chunk is not IHDR")
     view = memoryview(data)
     kept = [view[:8]]
+    key: tuple[int, ...] = ()
     orientation = 1
     position = 8
     whole = False
@@ -407,11 +469,14 @@ def _read_png(data: bytes) -> _File:
                 orientation = _exif_orientation(data[position + 8 : end - 4])
             else:
                 kept.append(view[position:end])
+            channels = {0: 1, 2: 3}.get(colour, 0)
+            if name == b"tRNS" and channels and length >= 2 * channels and end <= len(data):
+                key = struct.unpack_from(f">{channels}H", data, position + 8)
         whole = name == b"IEND" and end <= len(data)
         position = end
     deep = depth == 16 and colour != 0
     data = b"".join(kept)
-    return _File("PNG", data, width, height, whole, orientation, depth, colour, deep)
+    return _File("PNG", data, width, height, whole, orientation, depth, colour, deep, key)
 
 
 def _read_webp(data: bytes) -> _File:
@@ -444,8 +509,10 @@ def _read_webp(data: bytes) -> _File:
 
 def _read_bmp(data: bytes) -> _File:
     size, _, _, header = struct.unpack_from("<IIII", data, 2)
-    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
-    return _File("BMP", data, width, abs(height), len(data) >= size)  # below 0: top row first
+    layout = "<HHHH" if header == 12 else "<iiHH"
+    width, height, _, depth = struct.unpack_from(layout, data, 18)
+    whole = len(data) >= size
+    return _File("BMP", data, width, abs(height), whole, depth=depth if depth in (1, 4) else 8)
 
 
 def _read_gif(data: bytes) -> _File:
@@ -576,6 +643,9 @@ def _read_tiff(data: bytes) -> _File:
     orientation = _known_orientation(values.get(_ORIENTATION, ()))
     kept.pop(_ORIENTATION, None)  # or Pillow would apply it as well
     order, big, start = _tiff_directory(data)
+    if max(bits) == 16 and photometric == 0:  # Pillow knows only black as zero at 16 bit
+        black = struct.pack(order + ("HHQH" if big else "HHIH"), 262, 3, 1, 1)
+        kept[262] = _Entry(262, black.ljust(20 if big else 12, b"\0"), (1,))
     directory = struct.pack(order + ("Q" if big else "H"), len(kept))
     directory += b"".join(kept[tag].raw for tag in sorted(kept)) + bytes(8 if big else 4)  # no next
     data = data[:start] + directory + data[start + len(directory) :]
@@ -670,15 +740,15 @@ def _from_deep_grey(file: _File, picture: PIL.Image.Image) -> AnyArray:
     """16 bit grey, perhaps with one transparent level: (H, W, 3)."""
     samples = np.asarray(picture).astype(np.uint16, copy=False)  # from big-endian or 32 bit
     grey = _to_8_bit(samples)
-    if file.format == "TIFF" and file.colour == 0:  # white is zero, which Pillow ignores at 16 bit
+    if file.format == "TIFF" and file.colour == 0:  # white is zero
         grey = cv2.bitwise_not(grey)
     if "transparency" in picture.info:
         grey[samples == picture.info["transparency"]] = 255
     return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
-def _from_deep_colour(file: _File) -> AnyArray:
-    """16 bit RGB, perhaps with alpha: (H, W, 3). Pillow has seen that every pixel is there."""
+def _read_deep_colour(file: _File) -> AnyArray:
+    """16 bit RGB or RGBA: uint16 (H, W, 3 or 4). Pillow has seen that every pixel is there."""
     if not file.whole:  # OpenCV is stricter than Pillow, and loud about it
         raise _truncated(file.format)
     try:
@@ -687,16 +757,95 @@ def _from_deep_colour(file: _File) -> AnyArray:
         raise _corrupt(file.format, "OpenCV cannot read its 16 bit samples") from error
     if samples is None or samples.dtype != np.uint16 or samples.shape[2:] not in ((3,), (4,)):
         raise _corrupt(file.format, "OpenCV cannot read its 16 bit samples")
+    code = cv2.COLOR_BGR2RGB if samples.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    return cv2.cvtColor(samples, code)
+
+
+def _from_deep_colour(file: _File) -> AnyArray:
+    """16 bit RGB, perhaps with alpha: (H, W, 3)."""
+    samples = _read_deep_colour(file)
     if samples.shape[2] == 3:
-        return _to_8_bit(cv2.cvtColor(samples, cv2.COLOR_BGR2RGB))
+        return _to_8_bit(samples)
     pixels = samples.reshape(-1, 4)
     colours = np.empty((len(pixels), 3), np.uint8)
     for start in range(0, len(pixels), 2**20):  # a part at a time: 32 bit samples are large
         part = pixels[start : start + 2**20].astype(np.uint32)
         alpha = part[:, 3:]
-        blend = part[:, 2::-1] * alpha + 65535 * (65535 - alpha)  # at most 65535**2 < 2**32
+        blend = part[:, :3] * alpha + 65535 * (65535 - alpha)  # at most 65535**2 < 2**32
         colours[start : start + 2**20] = np.round(blend / (65535 * 257))
     return colours.reshape(*samples.shape[:2], 3)
+
+
+def _stored_samples(file: _File, picture: PIL.Image.Image) -> Samples:
+    """Samples of up to 8 bits, and 16 bit grey, as the file has them."""
+    if picture.mode in _LIKE_RGB:
+        picture = picture.convert(_LIKE_RGB[picture.mode])
+    if picture.mode not in _STORED_MODES:
+        raise _unsupported(
+            f"a {file.format} file of {picture.mode} samples", "grey, palette or RGB samples"
+        )
+    stored = np.array(picture)
+    bits, alpha = file.depth, None
+    if picture.mode in ("LA", "PA", "RGBA"):
+        stored, alpha = stored[..., :-1], stored[..., -1]
+        stored = stored[..., 0] if stored.shape[2] == 1 else stored
+    if picture.mode in ("P", "PA"):
+        palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        alpha = _palette_alpha(picture, stored) if alpha is None else alpha
+        return Samples(
+            format=file.format,
+            mode="palette",
+            bits=bits,
+            values=stored,
+            palette=palette,
+            alpha=alpha,
+        )
+    if bits == 16:
+        stored = stored.astype(np.uint16, copy=False)  # from big-endian or 32 bit
+        if file.format == "TIFF" and file.colour == 0:  # white is zero
+            stored = ~stored
+    elif picture.mode == "1":
+        stored, bits = stored.astype(np.uint8), 1
+    elif picture.mode == "L" and file.format in ("PNG", "TIFF"):
+        stored //= 255 // (2**bits - 1)  # by which Pillow multiplied
+    if file.key:
+        alpha = _key_alpha(stored, file.key)
+    elif file.format == "GIF" and "transparency" in picture.info:
+        alpha = _key_alpha(stored, (picture.info["transparency"],))
+    mode: Literal["grey", "colour"] = "colour" if stored.ndim == 3 else "grey"
+    return Samples(format=file.format, mode=mode, bits=bits, values=stored, alpha=alpha)
+
+
+_LIKE_RGB = {"La": "LA", "RGBa": "RGBA", "YCbCr": "RGB", "RGBX": "RGB"}
+_STORED_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L"}
+
+
+def _key_alpha(stored: AnyArray, key: tuple[int, ...]) -> AnyArray:
+    """Make the one transparent level or colour clear and everything else opaque."""
+    clear = (stored.reshape(*stored.shape[:2], -1) == np.array(key)).all(axis=2)
+    return np.where(clear, 0, np.iinfo(stored.dtype).max).astype(stored.dtype)
+
+
+def _palette_alpha(picture: PIL.Image.Image, indices: AnyArray) -> AnyArray | None:
+    """Look up the alpha of palette entries: of one clear entry, or of the first few."""
+    clear = picture.info.get("transparency")
+    if clear is None:
+        return None
+    levels = np.full(256, 255, np.uint8)
+    if isinstance(clear, bytes):
+        levels[: len(clear)] = np.frombuffer(clear, np.uint8)[:256]
+    else:
+        levels[clear] = 0
+    return levels[indices]
+
+
+def _deep_samples(file: _File) -> Samples:
+    """16 bit samples of several channels."""
+    samples = _read_deep_colour(file)
+    colour, alpha = samples[..., :3], samples[..., 3] if samples.shape[2] == 4 else None
+    if file.format == "PNG" and file.colour == 4:  # grey and alpha
+        return Samples(format="PNG", mode="grey", bits=16, values=colour[..., 0], alpha=alpha)
+    return Samples(format=file.format, mode="colour", bits=16, values=colour, alpha=alpha)
 
 
 def _to_8_bit(samples: AnyArray) -> AnyArray:

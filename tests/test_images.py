@@ -16,7 +16,7 @@ from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from saff import images
-from saff.images import ImageError, decode, decode_png, encode_png, read
+from saff.images import ImageError, decode, decode_png, encode_png, read, read_samples
 
 KINDS = {
     "empty",
@@ -778,3 +778,218 @@ def test_sixteen_bits_become_eight_by_rounding():
 def test_every_signature_is_known_once():
     pairs = itertools.permutations([*images._SIGNATURES, *images._REFUSED], 2)
     assert not [(a, b) for a, b in pairs if a.startswith(b)]
+
+
+# ---- Samples as they are stored ------------------------------------------------------------------
+
+
+def packed(values, bits):
+    """Rows of samples of 1 to 16 bits, the first bit first, each row filled up to a byte."""
+    rows = values.reshape(len(values), -1)
+    parts = rows[..., None] >> np.arange(bits)[::-1] & 1
+    return np.packbits(parts.reshape(len(rows), -1).astype(np.uint8), axis=1)
+
+
+def small_png(values, bits, colour_type, *chunks):
+    """A PNG of fewer than 8 bits per sample."""
+    header = struct.pack(">IIBBBBB", *values.shape[::-1], bits, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed(values, bits))
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def small_tiff(values, bits, photometric, order, palette=None, orientation=1):
+    """A TIFF of fewer than 8 bits per sample, which tifffile writes only with another package."""
+    pixels = packed(values, bits).tobytes()
+    colours = (
+        b"" if palette is None else (palette.T.astype(int) * 257).astype(order + "u2").tobytes()
+    )
+    height, width = values.shape
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, bits), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, photometric), (273, 4, 1, 8), (274, 3, 1, orientation)]
+    entries += [(277, 3, 1, 1), (278, 3, 1, height), (279, 4, 1, len(pixels))]
+    if colours:
+        entries += [(320, 3, len(colours) // 2, 8 + len(pixels))]
+    start = 8 + len(pixels) + len(colours)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
+    directory = struct.pack(order + "H", len(entries))
+    for tag, kind, count, value in entries:
+        field = struct.pack(order + ("H" if (kind, count) == (3, 1) else "I"), value)
+        directory += struct.pack(order + "HHI", tag, kind, count) + field.ljust(4, b"\0")
+    return head + pixels + colours + directory + bytes(4)
+
+
+def levels(bits, seed=0):
+    """Every level of so many bits, in an order of its own, on sides that fill no byte."""
+    rng = np.random.default_rng(seed)
+    every = rng.permutation(2 ** min(bits, 8)) if bits <= 8 else rng.integers(0, 2**bits, 256)
+    return np.resize(np.append(every, 2**bits - 1), (37, 11)).astype(int)
+
+
+BIT_DEPTHS = pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+
+
+@BIT_DEPTHS
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["png", "png key", "tiff", "tiff white is zero"])
+def test_grey_samples_of_every_depth_are_not_scaled(bits, order, kind):
+    values = levels(bits)
+    if kind.startswith("tiff"):
+        stored = values if kind == "tiff" else 2**bits - 1 - values
+        photometric = 1 if kind == "tiff" else 0
+        if bits < 8:
+            file = small_tiff(stored, bits, photometric, order)
+        else:
+            names = {0: "miniswhite", 1: "minisblack"}
+            typed = stored.astype(f"u{bits // 8}")
+            file = tiff(typed, photometric=names[photometric], byteorder=order)
+    else:
+        key = [chunk(b"tRNS", struct.pack(">H", 1))] if kind == "png key" else []
+        file = (
+            small_png(values, bits, 0, *key)
+            if bits < 8
+            else png(values.astype(f"u{bits // 8}"), 0, *key)
+        )
+    samples = read_samples(file)
+    assert (samples.mode, samples.bits, samples.palette) == ("grey", bits, None)
+    assert samples.values.dtype == (np.uint16 if bits == 16 else np.uint8)
+    np.testing.assert_array_equal(samples.values, values)
+    if kind == "png key":
+        np.testing.assert_array_equal(samples.alpha == 0, values == 1)
+        assert set(np.unique(samples.alpha)) <= {0, np.iinfo(samples.alpha.dtype).max}
+    else:
+        assert samples.alpha is None
+
+
+PALETTE_KINDS = ["png", "png alpha", "tiff <", "tiff >", "bmp", "gif"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [pair for pair in itertools.product(PALETTE_KINDS, [1, 2, 4, 8]) if pair != ("bmp", 2)],
+)
+def test_palette_indices_stay_indices(kind, bits):
+    values = levels(bits)
+    palette = np.random.default_rng(bits).integers(0, 256, (2**bits, 3)).astype(np.uint8)
+    alpha = None
+    if kind.startswith("png"):
+        chunks = [chunk(b"PLTE", palette.tobytes())]
+        if kind == "png alpha":
+            chunks += [chunk(b"tRNS", b"\x07\xff\x80"[: 2**bits])]
+            alpha = np.append(np.uint8([7, 255, 128])[: 2**bits], np.full(256, 255))[values]
+        file = small_png(values, bits, 3, *chunks)
+    elif kind.startswith("tiff"):
+        file = small_tiff(values, bits, 3, kind[-1], palette)
+    elif kind == "bmp":
+        rows = packed(values[::-1], bits)
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
+        colours = np.pad(palette[:, ::-1], ((0, 0), (0, 1))).tobytes()
+        info = struct.pack("<IiiHHIIiiII", 40, *values.shape[::-1], 1, bits, *[0] * 4, 2**bits, 0)
+        start = 14 + len(info) + len(colours)
+        head = b"BM" + struct.pack("<IHHI", start + rows.size, 0, 0, start)
+        file = head + info + colours + rows.tobytes()
+    else:
+        image = PIL.Image.fromarray(values.astype(np.uint8))
+        image.putpalette(palette.tobytes())
+        file = pillow(image, "GIF", optimize=False)
+    samples = read_samples(file)
+    assert samples.mode == "palette"
+    assert samples.bits == (8 if kind == "gif" else bits)
+    np.testing.assert_array_equal(samples.values, values)
+    np.testing.assert_array_equal(samples.palette[: 2**bits], palette)
+    if alpha is None:
+        assert samples.alpha is None
+    else:
+        np.testing.assert_array_equal(samples.alpha, alpha)
+    shown = samples.palette[samples.values]
+    np.testing.assert_array_equal(
+        decode(file), shown if alpha is None else over_white(shown, alpha)
+    )
+
+
+STORED = {  # colour and alpha, as they went in
+    "png rgb": (NOISE, None),
+    "png grey alpha": (GREY, ALPHA),
+    "png rgb alpha": (NOISE, ALPHA),
+    "png 16 bit rgb": (DEEP[..., :3], None),
+    "png 16 bit rgb key": (DEEP[..., :3], np.where(np.indices(GREY.shape).sum(0) < 0, 0, 65535)),
+    "png 16 bit grey alpha": (DEEP[..., 2], DEEP[..., 3]),
+    "png 16 bit rgb alpha": (DEEP[..., :3], DEEP[..., 3]),
+    "webp": (NOISE, None),
+    "webp alpha": (NOISE, ALPHA),
+    "bmp": (NOISE, None),
+    "bmp grey": (GREY, None),
+    "bmp 1 bit": (BITS // 255, None),
+    "tiff fax": (BITS // 255, None),
+    "tiff": (NOISE, None),
+    "tiff rgb alpha": (NOISE, ALPHA),
+    "tiff planes": (NOISE, None),
+    "tiff 16 bit rgb big-endian deflate": (DEEP[..., :3], None),
+    "tiff 16 bit rgb alpha": (DEEP[..., :3], DEEP[..., 3]),
+}
+STORED["png 16 bit rgb key"][1][3, 5] = 0
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_samples_and_alpha_are_what_was_stored(name):
+    values, alpha = STORED[name]
+    samples = read_samples(FILES[name])
+    assert samples.format == decode_name(name)
+    assert samples.mode == ("colour" if values.ndim == 3 else "grey")
+    assert samples.bits == (16 if "16 bit" in name else 1 if values.max() == 1 else 8)
+    np.testing.assert_array_equal(samples.values, values)
+    assert samples.values.flags.c_contiguous
+    assert (samples.alpha is None) == (alpha is None)
+    if alpha is not None:
+        np.testing.assert_array_equal(samples.alpha, alpha)
+
+
+def decode_name(name):
+    word = name.split()[0]
+    return {"webp": "WebP", "bigtiff": "TIFF"}.get(word, word.upper())
+
+
+@every_file
+def test_samples_agree_with_the_picture(name):
+    if name == "jpeg cmyk":
+        with pytest.raises(ImageError, match=r"a JPEG file of CMYK samples; expected grey, pal"):
+            read_samples(FILES[name])
+        return
+    samples = read_samples(FILES[name])
+    shown = samples.values
+    if samples.mode == "palette":
+        shown = samples.palette[shown]
+    elif samples.mode == "grey":
+        shown = grey_to_rgb(np.round(shown * (255 / (2**samples.bits - 1))).astype(np.uint8))
+    elif samples.bits == 16:
+        shown = rounded(shown)
+    if samples.alpha is not None:
+        full = np.iinfo(samples.alpha.dtype).max
+        exact = samples.values if samples.bits == 16 else shown
+        exact = exact if exact.ndim == 3 else grey_to_rgb(exact)
+        shown = over_white(exact, samples.alpha, full)
+    np.testing.assert_array_equal(decode(FILES[name]), shown)
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_samples_are_turned_as_the_picture_is(orientation, bits):
+    values = levels(bits)
+    block = chunk(b"eXIf", exif(orientation)[6:])
+    file = (
+        small_png(values, bits, 0, block)
+        if bits == 4
+        else png(values.astype(f"u{bits // 8}"), 0, block)
+    )
+    samples = read_samples(file)
+    np.testing.assert_array_equal(samples.values, UPRIGHT[orientation](values))
+    assert samples.values.flags.c_contiguous
+    turned = read_samples(small_tiff(levels(4), 4, 1, ">", orientation=orientation))
+    np.testing.assert_array_equal(turned.values, UPRIGHT[orientation](levels(4)))
+    masked = read_samples(pillow(RGBA, "PNG", exif=exif(orientation)))
+    np.testing.assert_array_equal(masked.alpha, UPRIGHT[orientation](ALPHA))
+
+
+def test_a_mask_has_no_more_pixels_than_the_limit():
+    with pytest.raises(ImageError, match=r"announces 34 x 21 = 714 pixels; .*max_pixels=713"):
+        read_samples(FILES["png grey"], max_pixels=713)
