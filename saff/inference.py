@@ -14,21 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saff.arrays import AnyArray, Image, PixelMap
+from saff.arrays import Image, PixelMap
+from saff.backbones.inputs import to_input
 from saff.config import Inference
-from saff.labeling import shrink
 from saff.network import Network
+from saff.resize import Size, resize, shrink, size_in_multiples
 from saff.superpixels import region_means, slic
 from saff.threads import single_thread
-from saff.training import to_input
 
 WORKING_SIDE = 1024  # longer images are shrunk to it, and their maps enlarged again
 GPU_BATCH = 16  # a CPU core is faster with one after the other
 REGIONS = 300  # superpixels of an image to refine with
 GUIDED_RADIUS = 8  # pixels of the guided filter's window, for a longer side of 512
 GUIDED_EPSILON = (0.03 * 255) ** 2  # variance of colour that counts as flat
-
-Size = tuple[int, int]
 
 
 def predict(
@@ -88,18 +86,21 @@ def predict_many(
         buckets: dict[Size, list[int]] = {}
         for index, image in enumerate(small):
             for side in settings.sides:
-                buckets.setdefault(input_size(image, side, network.multiple), []).append(index)
+                size = size_in_multiples(image.shape, side, network.multiple)
+                buckets.setdefault(size, []).append(index)
         for size, members in buckets.items():
             for index, answer in _answers(network, small, size, members, settings.mirror, device):
-                height, width = small[index].shape[:2]
-                sums[index] += _resize(answer, (width, height))
+                sums[index] += resize(answer, sums[index].shape)
         means: list[PixelMap] = [total / np.float32(len(settings.sides)) for total in sums]
         refined = [
             refine(settings.refinement, mean, image)
             for mean, image in zip(means, small, strict=True)
         ]
         sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
-        return [_to_size(confidence, size) for confidence, size in zip(refined, sizes, strict=True)]
+        return [
+            np.clip(resize(confidence, size), 0.0, 1.0)
+            for confidence, size in zip(refined, sizes, strict=True)
+        ]
 
 
 def to_working_size(image: Image) -> Image:
@@ -112,15 +113,6 @@ def batch_on(device: torch.device) -> int:
     return GPU_BATCH if device.type == "cuda" else 1
 
 
-def input_size(image: AnyArray, side: int, multiple: int) -> Size:
-    """Height and width of the network's input: the longer about ``side``, both multiples."""
-    factor = side / max(image.shape[:2])
-    height, width = (
-        max(multiple, round(n * factor / multiple) * multiple) for n in image.shape[:2]
-    )
-    return height, width
-
-
 def _answers(
     network: Network,
     images: Sequence[Image],
@@ -131,12 +123,11 @@ def _answers(
 ) -> Iterator[tuple[int, PixelMap]]:
     """Probability of foreground on the network's grid, for the members of a bucket."""
     batch = batch_on(device)
-    height, width = size
     for start in range(0, len(members), batch):
         chunk = members[start : start + batch]
-        pixels = np.zeros((batch, height, width, 3), np.uint8)
+        pixels = np.zeros((batch, *size, 3), np.uint8)
         for place, index in enumerate(chunk):
-            pixels[place] = _resize(images[index], (width, height))
+            pixels[place] = resize(images[index], size)
         x = to_input(pixels, network, device)
         answer = _probability(network, x)
         if mirror:
@@ -153,22 +144,6 @@ def _probability(network: Network, x: Tensor) -> Tensor:
     if logits.ndim != 4 or logits.shape[:2] != (len(x), 2):
         raise ValueError(f"the network must give logits ({len(x)}, 2, h, w), got {logits.shape}")
     return functional.softmax(logits.float(), dim=1)[:, 1]
-
-
-def _resize(array: AnyArray, size: Size) -> AnyArray:
-    """Resize to (width, height): averaging where it shrinks, linear where it grows."""
-    width, height = size
-    if array.shape[:2] == (height, width):
-        return array
-    shrinks = width * height < array.shape[0] * array.shape[1]
-    return cv2.resize(array, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _to_size(confidence: PixelMap, size: Size) -> PixelMap:
-    """Bring a map to its image's size."""
-    height, width = size
-    resized = _resize(confidence, (width, height))
-    return np.clip(resized, 0.0, 1.0).astype(np.float32)
 
 
 def refine(

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from saff import config as settings, edges, saliency, semantic
@@ -22,6 +21,7 @@ from saff.encoding import (
 )
 from saff.errors import SettingsError
 from saff.quality import mask_quality
+from saff.resize import repeat, resize, shrink
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
 from saff.threads import single_thread
 from saff.weighting import Fit, fit_weights
@@ -140,7 +140,7 @@ def label_image(
             painted = np.mean([f.scores[f.superpixels] for f in (fused, *others)], axis=0)
             scores = np.clip(region_means(painted[None], fused.superpixels)[:, 0], 0.0, 1.0)
         area = np.bincount(fused.superpixels.ravel())
-    superpixels = enlarge(fused.superpixels, *image.shape[:2])
+    superpixels = repeat(fused.superpixels, image.shape[:2])
     confidence = scores.astype(np.float32)[superpixels]
     return LabeledImage(
         confidence=confidence,
@@ -230,13 +230,10 @@ def spread_map(
         small = shrink(image, config.working_side)
         superpixels = slic(small, config.superpixel_count)
         _, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
-        if small.shape != image.shape:
-            size = (small.shape[1], small.shape[0])
-            shrunk = cv2.resize(confidence, size, interpolation=cv2.INTER_AREA)
-            confidence = np.asarray(shrunk, np.float32)
-        regions = region_means(confidence[None], superpixels)[:, 0]
+        shrunk = resize(confidence, small.shape[:2], average=True)
+        regions = region_means(shrunk[None], superpixels)[:, 0]
         scores = stretch(context(similarity_s, regions))
-    return scores.astype(np.float32)[enlarge(superpixels, *image.shape[:2])]
+    return scores.astype(np.float32)[repeat(superpixels, image.shape[:2])]
 
 
 def encode_semantics(
@@ -352,23 +349,3 @@ def fit_image(features: Features, similarity_s: Matrix, config: Config) -> Fit:
         prior=np.asarray(config.prior),
         prior_strength=config.prior_strength,
     )
-
-
-def shrink(image: Image, side: int) -> Image:
-    """Shrink an image whose longer side exceeds ``side`` pixels; return others as they are."""
-    factor = side / max(image.shape[:2])
-    if factor >= 1:
-        return image
-    height, width = (max(1, round(n * factor)) for n in image.shape[:2])
-    shrunk = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return np.asarray(shrunk, dtype=np.uint8)
-
-
-def enlarge(labels: LabelMap, height: int, width: int) -> LabelMap:
-    """Enlarge a label map by repeating pixels: int32 (h, w) to int32 (height, width)."""
-    if labels.shape == (height, width):
-        return labels
-    rows = np.arange(height) * labels.shape[0] // height
-    columns = np.arange(width) * labels.shape[1] // width
-    enlarged: LabelMap = labels[rows[:, None], columns[None, :]]
-    return enlarged

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from saff.checkpoints import open_weights
 from saff.errors import WeightsError
-from saff.semantic.weights import open_weights
 
 Arrays = Mapping[str, NDArray[Any]]
 

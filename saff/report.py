@@ -28,6 +28,7 @@ from PIL import Image as Pillow
 
 from saff.arrays import AnyArray, Features, Image, LabelMap
 from saff.metrics import HALF, Curve
+from saff.resize import sample, shrunk_size
 
 THUMBNAIL_SIDE = 320  # pixels of the longest side; shown at 150 to 320 CSS pixels
 JPEG_QUALITY = 75
@@ -358,19 +359,19 @@ class _Panel:
 
 def _panels(card: Card, side: int) -> Iterator[_Panel]:
     """The pictures of one card, left to right."""
-    height, width = _thumbnail_size(card.image, side)
+    height, width = size = shrunk_size(card.image.shape, side)
     small = Pillow.fromarray(card.image).resize((width, height), Pillow.Resampling.LANCZOS)
     yield _Panel("original", "Original", _jpeg(small))
     if (label := card.label) is not None:
-        regions = _subsample(label.superpixels, height, width)
+        regions = sample(label.superpixels, size)
         for kind, column in (("semantic", 0), ("saliency", 2)):
             levels = np.rint(255 * np.clip(label.features[:, column], 0.0, 1.0)).astype(np.uint8)
             yield _Panel(kind, kind.capitalize(), _webp(_palette()[levels][regions]))
         # subsampled, not averaged: the mask on the page is the real one at these pixels
-        grey = _subsample(label.confidence, height, width)
+        grey = sample(label.confidence, size)
         yield _Panel("confidence", "Confidence", _webp(grey), canvas=True)
     if card.prediction is not None:
-        grey = _subsample(card.prediction, height, width)
+        grey = sample(card.prediction, size)
         yield _Panel("prediction", "Prediction", _webp(grey), canvas=True)
     yield _Panel("mask", "Mask", canvas=True)
     yield _Panel("cutout", "Cut-out", canvas=True)
@@ -392,19 +393,6 @@ def _foreground_share(confidence: Grey) -> list[float]:
     kept = np.cumsum(counts[::-1])[::-1] / confidence.size  # (256,), at or above each level
     levels = -(-255 * np.arange(SLIDER_STEPS + 1) // SLIDER_STEPS)  # ceil(255 t)
     return [round(share, 4) for share in kept[levels].tolist()]
-
-
-def _thumbnail_size(image: Image, side: int) -> tuple[int, int]:
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _subsample(pixels: AnyArray, height: int, width: int) -> AnyArray:
-    """The nearest pixel to each centre of a grid of that size."""
-    rows = ((np.arange(height) + 0.5) * pixels.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * pixels.shape[1] / width).astype(np.intp)
-    return pixels[np.ix_(rows, columns)]
 
 
 @lru_cache(maxsize=1)

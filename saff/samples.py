@@ -30,6 +30,7 @@ from saff.arrays import AnyArray
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.manifests import part_number
+from saff.resize import shrink
 from saff.rows import decode_map, original
 from saff.shards import Row, count_rows, read_all_rows
 from saff.storage import Folder, asked, each
@@ -288,12 +289,7 @@ def load(row: Row, side: int) -> AnyArray:
     if image is None:
         return np.zeros((0, 0, 4), np.uint8)
     confidence = decode_map(row, "confidence")
-    height, width = confidence.shape
-    factor = min(1.0, side / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    pixels = np.dstack([image, confidence])
-    shrunk = pixels if factor == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(shrunk, np.uint8)
+    return shrink(np.dstack([image, confidence]), side)
 
 
 def crop(

@@ -24,12 +24,12 @@ import torch
 
 import saff
 from saff import network as networks
+from saff.checkpoints import WeightsFile, load_state
 from saff.config import Training
 from saff.errors import SettingsError, WeightsError
 from saff.network import Network
 from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
-from saff.semantic.weights import WeightsFile, load_state
 from saff.shards import Row
 from saff.storage import Folder, reaching
 from saff.training import Metrics, State, from_bytes, to_bytes

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from saff.backbones.inputs import to_input
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.metrics import HALF
@@ -212,14 +213,6 @@ def gradients(
 def _without_sync(network: nn.Module) -> Any:
     no_sync = getattr(network, "no_sync", contextlib.nullcontext)
     return no_sync()
-
-
-def to_input(images: np.ndarray[Any, Any], network: Network, device: torch.device) -> Tensor:
-    """Normalise images for a network: uint8 (N, H, W, 3) to float32 (N, 3, H, W) on its device."""
-    pixels = torch.from_numpy(images).to(device, non_blocking=True)
-    mean, std = (torch.tensor(v, device=device) for v in (network.mean, network.std))
-    normalised: Tensor = ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
-    return normalised  # (N, 3, H, W) with channels last in memory, which CPUs prefer
 
 
 def reduce_labels(

@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ from torch import nn
 
 from saff import inference
 from saff.config import Inference
-from saff.inference import input_size, predict, predict_many, refine, to_working_size
+from saff.inference import predict, predict_many, refine, to_working_size
 from saff.network import deeplab_v2
 from saff.superpixels import slic
 
@@ -86,19 +88,6 @@ def test_threads_change_nothing(network, photos):
     np.testing.assert_array_equal(*found)
 
 
-@given(
-    height=st.integers(1, 5000),
-    width=st.integers(1, 5000),
-    side=st.integers(1, 900),
-    multiple=st.sampled_from([1, 8, 32]),
-)
-def test_inputs_are_multiples_near_the_side(height, width, side, multiple):
-    found = input_size(np.empty((height, width), bool), side, multiple)
-    assert all(n >= multiple and n % multiple == 0 for n in found)
-    assert abs(max(found) - max(side, multiple)) <= max(multiple / 2, 1)
-    assert (found[0] >= found[1]) == (height >= width) or found[0] == found[1]
-
-
 def test_large_images_are_computed_small(network):
     image = cv2.resize(data.chelsea(), (2400, 1600))
     found = predict(network, image, ONE)
@@ -142,6 +131,14 @@ def test_refined_maps_stay_in_range(seed, how):
     assert refined.dtype == np.float32
     assert refined.min() >= 0
     assert refined.max() <= 1
+
+
+def test_a_network_can_be_used_without_storage_labelling_or_a_cluster():
+    """A service that only predicts imports what it needs: the import list of a fresh process."""
+    unneeded = {"saff.storage", "saff.labeling", "saff.training", "saff.samples", "sqlite3", "ray"}
+    text = f"import sys, saff.inference; print(*sorted({unneeded} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == []
 
 
 def test_mistakes_are_named(photos):

@@ -263,13 +263,6 @@ def test_a_large_image_is_computed_small_and_returned_large():
     np.testing.assert_array_equal(result.confidence, small.confidence[np.ix_(rows, columns)])
 
 
-def test_an_image_at_the_working_side_is_not_shrunk():
-    image = photo("chelsea")
-    assert labeling.shrink(image, 360) is image
-    assert labeling.shrink(image, 359).shape == (269, 359, 3)
-    assert labeling.shrink(np.zeros((5000, 2, 3), np.uint8), 100).shape == (100, 1, 3)
-
-
 @pytest.mark.parametrize(
     ("image", "message"),
     [

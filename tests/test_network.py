@@ -76,8 +76,8 @@ def test_a_trunk_is_read_from_a_torchvision_file(backbone, tmp_path):
 
 
 def test_the_lite_trunk_is_the_encoders(tmp_path):
-    from saff.semantic.efficientnet_lite import FAMILY, EfficientNetLite, packaged
-    from saff.semantic.weights import load_state, open_weights
+    from saff.backbones.efficientnet_lite import FAMILY, EfficientNetLite, packaged
+    from saff.checkpoints import load_state, open_weights
 
     name = "efficientnet_lite0"
     encoder = EfficientNetLite(name)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from saff import cli, edges, saliency, semantic
+from saff.backbones.efficientnet_lite import packaged
 from saff.cluster import LabelPart, describe_run, label_row, plan
 from saff.cluster.predictions import PredictPart
 from saff.config import Inference, Training
@@ -25,7 +26,6 @@ from saff.modelfile import shipped
 from saff.results import export, write_report
 from saff.runs import claim, read_run
 from saff.samples import Cache, Loader, batches, open_corpus
-from saff.semantic.efficientnet_lite import packaged
 from saff.shards import MANIFEST, PREDICTIONS, count_rows, read_column, read_rows, write_rows
 from saff.storage import Folder, read_bytes
 from saff.trained import NetworkFolder, describe, start_network

@@ -14,10 +14,10 @@ from skimage import data
 from torch import nn
 
 from saff import semantic
+from saff.backbones import efficientnet_lite, torchvision_classifier
+from saff.checkpoints import WeightsFile, load_state, open_weights
 from saff.errors import SettingsError, WeightsError
-from saff.semantic import efficientnet_lite, torchvision_cam
-from saff.semantic.cam import CamEncoder, resize_to_multiple
-from saff.semantic.weights import WeightsFile, load_state, open_weights
+from saff.semantic.cam import CamEncoder, to_side
 from saff.threads import single_thread
 from saff.torchvision_import import models
 
@@ -133,7 +133,7 @@ def test_weights_of_another_place_are_taken_and_digested(tmp_path):
 )
 def test_the_input_keeps_its_aspect_up_to_multiples(height, width, side, expected):
     image = np.full((height, width, 3), 90, np.uint8)
-    resized = resize_to_multiple(image, side, 32)
+    resized = to_side(image, side, 32)
     assert resized.shape == (*expected, 3)
     assert resized.dtype == np.uint8
     assert (resized == 90).all()
@@ -421,7 +421,7 @@ def test_the_probe_is_not_fooled_by_small_answers(twist):
     network.features[1].bias.data *= network.scale
     network.scale = 1.0
     with pytest.raises(SettingsError, match="torchvision:own is not a chain of layers"):
-        torchvision_cam._split("own", network)
+        torchvision_classifier.split("own", network)
 
 
 def test_the_probe_accepts_small_answers():
@@ -429,7 +429,7 @@ def test_the_probe_accepts_small_answers():
     network.features[1].weight.data *= network.scale
     network.features[1].bias.data *= network.scale
     network.scale = 1.0
-    assert torchvision_cam._split("own", network)[1] is network.fc
+    assert torchvision_classifier.split("own", network)[1] is network.fc
 
 
 @pytest.mark.parametrize("name", ["resnet", "fcn_resnet50", "ResNet18", ""])

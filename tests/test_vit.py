@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from saff import config, label_image, semantic
+from saff.backbones import vit
 from saff.errors import SettingsError, WeightsError
-from saff.semantic import vit
 from saff.torchvision_import import models
 
 WIDTH, PATCH, GRID, DEPTH = 128, 16, 4, 5

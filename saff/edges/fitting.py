@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
 from saff.arrays import AnyArray, Image
-from saff.edges.learned import to_input
+from saff.backbones import efficientnet_lite
+from saff.backbones.inputs import to_input
 from saff.edges.network import NAME, EdgeNetwork
 from saff.errors import SettingsError
 from saff.images import ImageError, decode
-from saff.semantic.efficientnet_lite import FAMILY, EfficientNetLite, packaged
-from saff.semantic.weights import load_state, open_weights
 from saff.training import poly_learning_rate
 
 
@@ -120,7 +119,7 @@ def fit_edges(
         rng = np.random.default_rng((settings.seed, step))
         drawn = [examples[int(rng.integers(len(examples)))] for _ in range(settings.batch)]
         images, shares, valid = zip(*(draw(e, settings, rng) for e in drawn), strict=True)
-        logits = network(to_input(np.stack(images)))
+        logits = network(to_input(np.stack(images), network))
         loss = edge_loss(
             interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)[:, 0],
             torch.from_numpy(np.stack(shares)),
@@ -147,8 +146,7 @@ def fit_edges(
 
 
 def _start(settings: EdgeFitting) -> tuple[EdgeNetwork, torch.optim.Optimizer]:
-    trunk = EfficientNetLite(NAME)
-    load_state(trunk, open_weights(packaged(NAME), FAMILY[NAME].sha256))
+    trunk, _ = efficientnet_lite.load(NAME)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = EdgeNetwork(trunk)

@@ -1,15 +1,16 @@
 """Edges learnt from people's drawings: the network of saff.edges.network with trained weights."""
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from saff.arrays import AnyArray, Image, PixelMap
+from saff.backbones.efficientnet_lite import EfficientNetLite, fuse_layers
+from saff.backbones.inputs import to_input
 from saff.edges.network import MULTIPLE, NAME, EdgeNetwork
 from saff.errors import WeightsError
 from saff.modelfile import Model, read_model, shipped
-from saff.semantic.efficientnet_lite import EfficientNetLite, fuse_layers
+from saff.resize import resize, size_in_multiples
 
 KIND = "saff edges 1"
 SIDE = 512  # longer images are shrunk to this many pixels: BSDS500, which it learnt from, has 481
@@ -43,24 +44,12 @@ class LearnedEdges:
     def __call__(self, image: Image) -> PixelMap:
         """Edge strength: uint8 (H, W, 3) RGB to float32 (H, W) in [0, 1]."""
         height, width = image.shape[:2]
-        factor = min(1.0, self.side / max(height, width))
-        h, w = (max(MULTIPLE, round(n * factor / MULTIPLE) * MULTIPLE) for n in (height, width))
-        shrinks = h < height or w < width
-        resized = cv2.resize(
-            image, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
+        size = size_in_multiples(image.shape, min(self.side, max(height, width)), MULTIPLE)
+        resized = resize(image, size, average=size[0] < height or size[1] < width)
         with torch.inference_mode():
-            logits = self.network(to_input(np.asarray(resized)[None]))
+            logits = self.network(to_input(resized[None], self.network))
             strength = torch.sigmoid(logits)[0, 0].numpy()
-        enlarged = cv2.resize(strength, (width, height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(enlarged, dtype=np.float32)
-
-
-def to_input(images: AnyArray) -> Tensor:
-    """Normalise images: uint8 (N, H, W, 3) to float32 (N, 3, H, W), channels last in memory."""
-    pixels = torch.from_numpy(images).float()
-    normalised = (pixels - EdgeNetwork.mean) / EdgeNetwork.std
-    return normalised.permute(0, 3, 1, 2)
+        return resize(strength, (height, width), average=False)
 
 
 def to_arrays(state: dict[str, Tensor]) -> dict[str, AnyArray]:

@@ -11,7 +11,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, relu6
 
-from saff.semantic.efficientnet_lite import EfficientNetLite
+from saff.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite
 
 NAME = "efficientnet_lite0"
 STAGES = 5  # of seven: what lies behind is larger than the rest together, and knows objects
@@ -29,7 +29,7 @@ class EdgeNetwork(nn.Module):
         Its stem and first five stages are kept.
     """
 
-    mean, std = 127.0, 128.0  # of RGB in 0..255
+    mean, std = MEAN, STD
 
     def __init__(self, trunk: EfficientNetLite) -> None:
         super().__init__()

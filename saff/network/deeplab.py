@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from saff.checkpoints import load_state, open_hub, open_weights
 from saff.network.base import Network
 from saff.network.dropout import SampleDropout
-from saff.semantic.weights import load_state, open_hub, open_weights
 from saff.torchvision_import import models
 
 WEIGHTS_SETTING = "training.network_weights"

@@ -11,10 +11,10 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, relu6
 
+from saff.backbones import efficientnet_lite
+from saff.backbones.efficientnet_lite import EfficientNetLite
 from saff.network.base import Network
 from saff.network.dropout import SampleDropout
-from saff.semantic.efficientnet_lite import FAMILY, EfficientNetLite, packaged
-from saff.semantic.weights import load_state, open_weights
 
 NAME = "efficientnet_lite0"
 FIRST_LEVEL = 2  # stage 3 is the last of stride 8
@@ -75,7 +75,7 @@ class LiteDeepLab(Network):
         Levels to logits.
     """
 
-    mean, std = (127.0,), (128.0,)
+    mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
     multiple = 32
 
     def __init__(self, trunk: LiteTrunk, head: LiteHead) -> None:
@@ -99,10 +99,10 @@ class LiteDeepLab(Network):
 
 def efficientnet_lite0(classes: int, *, pretrained: bool, weights: str | None) -> LiteDeepLab:
     """Make the network that CPUs can train; see :func:`saff.network.deeplab_v2`."""
-    network = EfficientNetLite(NAME)
     if pretrained or weights:
-        published = None if weights else FAMILY[NAME].sha256
-        load_state(network, open_weights(weights or packaged(NAME), published))
+        network, _ = efficientnet_lite.load(NAME, weights)
+    else:
+        network = EfficientNetLite(NAME)
     return LiteDeepLab(LiteTrunk(network), LiteHead(classes))
 
 

@@ -15,6 +15,7 @@ from saff.arrays import AnyArray, Features, Image, LabelMap, PixelMap
 from saff.encoding import stretch
 from saff.errors import WeightsError
 from saff.modelfile import Model, read_model, shipped
+from saff.resize import resize, shrink
 from saff.saliency.descriptors import FEATURES, collect, describe
 from saff.saliency.hierarchy import Hierarchy, join
 from saff.saliency.trees import from_arrays
@@ -45,11 +46,7 @@ class Regions(NamedTuple):
 
 def cut(image: Image) -> Regions:
     """Cut an image at all levels and describe the regions: uint8 (H, W, 3) RGB to Regions."""
-    factor = min(1.0, SIDE / max(image.shape[:2]))
-    if factor < 1:
-        height, width = (max(1, round(n * factor)) for n in image.shape[:2])
-        shrunk = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-        image = np.asarray(shrunk, dtype=np.uint8)
+    image = shrink(image, SIDE)
     superpixels = slic(image, int(LEVELS[0]))
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     colour = region_means(np.moveaxis(lab, 2, 0), superpixels)
@@ -81,9 +78,7 @@ class Drfi:
         regions = cut(image)
         saliency = fuse(score(self.trees(regions.features), regions.hierarchy), self.fusion)
         small = stretch(saliency).astype(np.float32)[regions.superpixels]
-        height, width = image.shape[:2]
-        full = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-        clipped: PixelMap = np.clip(full, 0.0, 1.0)
+        clipped: PixelMap = np.clip(resize(small, image.shape[:2]), 0.0, 1.0)
         return clipped
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from scipy.optimize import nnls
 
@@ -12,6 +11,7 @@ from saff.arrays import AnyArray, Features, Image, LabelMap
 from saff.encoding import stretch
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
+from saff.resize import resize
 from saff.saliency.descriptors import FEATURES
 from saff.saliency.drfi import LEVELS, cut, fuse, score
 from saff.saliency.hierarchy import Hierarchy
@@ -79,12 +79,11 @@ def make_example(image: Image, mask: AnyArray, valid: AnyArray) -> Example:
     if mask.shape != image.shape[:2]:
         raise ValueError(f"the mask must be {image.shape[:2]}, the image's size, got {mask.shape}")
     regions = cut(image)
-    height, width = regions.superpixels.shape
     labels = regions.superpixels.ravel()
     inside, counted = (
         np.bincount(
             labels,
-            cv2.resize(m.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA).ravel(),
+            resize(m.astype(np.float32), regions.superpixels.shape, average=True).ravel(),
         )
         for m in (mask & valid, valid)
     )
@@ -207,8 +206,7 @@ def measure(
 ) -> Evaluation:
     """Measure one image: its map in the mask's size against the mask."""
     saliency = stretch(fuse(scores, fusion)).astype(np.float32)[example.superpixels]
-    height, width = mask.shape
-    full = cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
+    full = resize(saliency, mask.shape)
     evaluation = Evaluation()
     evaluation.add(np.rint(np.clip(full, 0, 1) * 255).astype(np.uint8), mask, valid)
     return evaluation

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 from saff import backends
+from saff.backbones.efficientnet_lite import FAMILY
 from saff.errors import SettingsError
-from saff.semantic import efficientnet_lite, vit
+from saff.semantic import cam, vit
 from saff.semantic.maps import Encoder, SemanticMaps
 
 __all__ = ["Encoder", "SemanticMaps", "load"]
@@ -42,19 +43,12 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
         If its weights are missing, damaged, or of another network.
     """
     if name.startswith("torchvision:"):
-        return _load_torchvision(name.removeprefix("torchvision:"), side, weights)
+        return cam.load_torchvision(name.removeprefix("torchvision:"), side=side, weights=weights)
     if ":" in name and weights is not None:
         raise SettingsError(f"encoder {name!r} finds its own weights; leave encoder_weights out")
     known: dict[str, Callable[[], Encoder]] = {
-        n: partial(efficientnet_lite.load, n, side=side, weights=weights)
-        for n in efficientnet_lite.FAMILY
+        n: partial(cam.load_efficientnet_lite, n, side=side, weights=weights) for n in FAMILY
     }
     known |= {n: partial(vit.load, n, side=side, weights=weights) for n in (*vit.PUBLISHED, "vit")}
-    known["googlenet"] = partial(_load_torchvision, "googlenet", side, weights)
+    known["googlenet"] = partial(cam.load_torchvision, "googlenet", side=side, weights=weights)
     return backends.load("encoder", name, known)
-
-
-def _load_torchvision(name: str, side: int, weights: str | None) -> Encoder:
-    from saff.semantic import torchvision_cam  # its import takes as long as torch's own
-
-    return torchvision_cam.load(name, side=side, weights=weights)

@@ -10,12 +10,13 @@ Zhou et al., Learning deep features for discriminative localization, CVPR 2016.
 
 from collections.abc import Callable, Sequence
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from saff.arrays import Image
+from saff.backbones import efficientnet_lite
+from saff.backbones.inputs import to_input
+from saff.resize import resize, size_in_multiples
 from saff.semantic.maps import SemanticMaps
 
 
@@ -53,23 +54,23 @@ class CamEncoder:
         self.trunk = trunk
         self.weight = head.weight.detach()[:, :, None, None]  # (K, D, 1, 1)
         self.bias = head.bias.detach()  # (K,)
-        self.mean = np.asarray(mean, dtype=np.float32)
-        self.std = np.asarray(std, dtype=np.float32)
+        self.mean = tuple(mean)
+        self.std = tuple(std)
         self.side = side
         self.multiple = multiple
         self.digest = digest
 
     def __call__(self, image: Image) -> SemanticMaps:
         """Encode: uint8 (H, W, 3) RGB to scores (K, h, w) and feature levels."""
-        shrunk = resize_to_multiple(image, self.side, self.multiple)
-        values = (shrunk.astype(np.float32) - self.mean) / self.std
+        resized = to_side(image, self.side, self.multiple)
         with torch.inference_mode():
-            levels = self.trunk(torch.from_numpy(values).permute(2, 0, 1)[None])
+            x = to_input(resized[None], self).contiguous()  # channels first, as the weights are
+            levels = self.trunk(x)
             scores = nn.functional.conv2d(levels[-1], self.weight, self.bias)
         return SemanticMaps(scores[0].numpy(), tuple(level[0].numpy() for level in levels))
 
 
-def resize_to_multiple(image: Image, side: int, multiple: int) -> Image:
+def to_side(image: Image, side: int, multiple: int) -> Image:
     """Resize so that the longer side is about ``side`` and both are multiples of ``multiple``.
 
     Parameters
@@ -78,14 +79,38 @@ def resize_to_multiple(image: Image, side: int, multiple: int) -> Image:
         RGB.
     side, multiple : int
         In pixels; no side gets shorter than one ``multiple``.
-
-    Returns
-    -------
-    resized : uint8 array of shape (H', W', 3)
-        The aspect ratio is kept up to the rounding.
     """
-    factor = side / max(image.shape[:2])
-    height, width = (max(1, round(n * factor / multiple)) * multiple for n in image.shape[:2])
-    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=method)
-    return np.asarray(resized, dtype=np.uint8)
+    size = size_in_multiples(image.shape, side, multiple)
+    return resize(image, size, average=side < max(image.shape[:2]))
+
+
+def load_efficientnet_lite(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
+    """Load an EfficientNet-Lite: five feature levels, 1000 class scores at stride 32.
+
+    Parameters
+    ----------
+    name, weights
+        As for :func:`saff.backbones.efficientnet_lite.load`.
+    side : int
+        Longer side of the input in pixels.
+    """
+    network, sha256 = efficientnet_lite.load(name, weights)
+    efficientnet_lite.fuse_layers(network.eval())
+    mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
+    return CamEncoder(network, network._fc, mean=mean, std=std, side=side, digest=sha256)
+
+
+def load_torchvision(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
+    """Load a torchvision classifier: the last map of each size, as many scores as its head gives.
+
+    Parameters
+    ----------
+    name, weights
+        As for :func:`saff.backbones.torchvision_classifier.load`.
+    side : int
+        Longer side of the input in pixels.
+    """
+    from saff.backbones import torchvision_classifier  # its import takes as long as torch's own
+
+    trunk, head, mean, std, sha256 = torchvision_classifier.load(name, weights)
+    return CamEncoder(trunk, head, mean=mean, std=std, side=side, digest=sha256)

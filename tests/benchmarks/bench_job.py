@@ -22,8 +22,8 @@ from skimage import data
 from saff import config
 from saff.cluster import LabelPart, label_row, map_parts, start_ray
 from saff.images import encode_png
-from saff.labeling import shrink
 from saff.manifests import extend_manifest, list_images
+from saff.resize import shrink
 from saff.storage import Folder
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")

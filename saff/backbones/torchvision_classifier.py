@@ -1,20 +1,42 @@
-"""torchvision classifiers as CAM encoders: GoogLeNet, as in the paper, and others by name."""
+"""torchvision classifiers split into trunk and head: GoogLeNet, as in the paper, and others."""
 
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from saff.checkpoints import load_state, open_hub, open_weights
 from saff.errors import SettingsError
-from saff.semantic.cam import CamEncoder
-from saff.semantic.weights import load_state, open_hub, open_weights
 from saff.torchvision_import import Permute, models
 
 PROBE_TOLERANCE = 1e-3  # of the largest feature; float32 sums of a few thousand terms stay below
 WITH_AUXILIARY = ("googlenet", "inception_v3")
 OLD_DENSE_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # in published files
+
+
+class Classifier(NamedTuple):
+    """A classifier in two parts, in evaluation mode, and what its input and weights are.
+
+    Attributes
+    ----------
+    trunk : Trunk
+        Image to feature levels.
+    head : torch.nn.Linear
+        Mean of the last level to class scores.
+    mean, std : tuple of float
+        Of RGB 0..255: the input is ``(image - mean) / std``.
+    sha256 : str
+        Of the weights file.
+    """
+
+    trunk: "Trunk"
+    head: nn.Linear
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str
 
 
 class Trunk(nn.Module):
@@ -47,23 +69,21 @@ class Trunk(nn.Module):
         return levels
 
 
-def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
-    """Load a torchvision classifier as a CAM encoder.
+def load(name: str, weights: str | None = None) -> Classifier:
+    """Load a torchvision classifier.
 
     Parameters
     ----------
     name : str
         As torchvision calls it: ``"googlenet"``, ``"resnet50"``, ...
-    side : int
-        Longer side of the input in pixels.
     weights : str, optional
         File or URI of a state dict.  Without it torch's hub cache is used, filled from the internet
         where there is one; the checksum in the file's name is verified.
 
     Returns
     -------
-    encoder : CamEncoder
-        Class scores as many as the head has.
+    classifier : Classifier
+        Trunk and head.
 
     Raises
     ------
@@ -79,7 +99,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(0)
         network = models.get_model(name, weights=None, **extra).eval()
-    trunk, head = _split(name, network)
+    trunk, head = split(name, network)
     published = models.get_model_weights(name).DEFAULT
     file = open_weights(weights) if weights else open_hub(name, published.url, "encoder_weights")
     load_state(
@@ -89,13 +109,13 @@ def load(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
         rename=lambda entry: OLD_DENSE_NAME.sub(r"\1", entry),
     )
     preset = published.transforms()
-    mean, std = ([255 * value for value in values] for values in (preset.mean, preset.std))
+    mean, std = (tuple(255 * value for value in values) for values in (preset.mean, preset.std))
     if name in WITH_AUXILIARY:  # trained on [-1, 1], to which torchvision's wrapper converts
-        mean, std = [127.5], [127.5]
-    return CamEncoder(trunk, head, mean=mean, std=std, side=side, digest=file.sha256)
+        mean, std = (127.5,), (127.5,)
+    return Classifier(trunk, head, mean, std, file.sha256)
 
 
-def _split(name: str, network: nn.Module) -> tuple[Trunk, nn.Linear]:
+def split(name: str, network: nn.Module) -> tuple[Trunk, nn.Linear]:
     """Split a classifier into trunk and head, and prove the split on a probe.
 
     The head must read the mean of the trunk's last map, and what it gives must be the answer.

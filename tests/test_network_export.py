@@ -14,8 +14,9 @@ from skimage import data
 import saff
 from saff import cli, config, export
 from saff.export import ExportError, Portable, export_network
-from saff.inference import input_size, predict
+from saff.inference import predict
 from saff.network import Network, deeplab_v2, load
+from saff.resize import size_in_multiples
 from saff.storage import Folder
 from saff.trained import NetworkFolder, load_trained
 
@@ -153,7 +154,7 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
     assert longer == max(config.default().inference.sides)
     inference = dataclasses.replace(config.default().inference, sides=(longer,))
     network = load_trained(lite).network
-    assert (height, width) == input_size(photograph, longer, network.multiple)
+    assert (height, width) == size_in_multiples(photograph.shape, longer, network.multiple)
     expected = predict(network, resized, inference)
     assert expected.std() > 0.02  # random layers, and yet it says something
     # Two libraries' convolutions, and OpenCV's interpolation in place of torch's: both round.
