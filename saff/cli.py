@@ -419,14 +419,14 @@ def export_network(
     output: Annotated[str, typer.Argument(help="Output of a run whose network is trained.")],
     to: Annotated[Path, typer.Option(help="File to write: model.onnx, or model.pt2 for torch.")],
 ) -> None:
-    """Write a trained network as one file that runs without saff: ONNX, or torch's format.
+    """Convert a trained network to one file that runs without saff: ONNX, or torch's format.
 
-    Beside it a JSON file says how to prepare images. The file is run once and compared with the
-    network. ONNX needs the packages of the extra [bold]export[/].
+    A JSON file beside it says how to prepare images. The file is run once and its answers are
+    compared with the network's. ONNX needs the packages of the extra [bold]export[/].
     """
-    from saff import export as exports
+    from saff import network_export
 
-    done = exports.export_network(Folder.at(output), to)
+    done = network_export.export_network(Folder.at(output), to)
     checked = (
         "checked by ONNX alone; pip install onnxruntime to have it run, too"
         if done.difference is None

@@ -1,4 +1,4 @@
-"""A trained network as one file that runs without saff: ONNX, or torch's ExportedProgram.
+"""Convert a trained network to one file that runs without saff: ONNX, or torch's ExportedProgram.
 
 RGB 0..255 goes in, the probability of foreground in the input's size comes out; everything between
 is inside the file.  How to bring an image to a size that the network takes stands beside it, in a
@@ -37,7 +37,7 @@ FORMATS = (".onnx", ".pt2")
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18  # of ONNX; the oldest that torch's exporter writes without a conversion
 THRESHOLD = 0.5
-TOLERANCE = 1e-4  # of a probability, between the exported model and the network
+TOLERANCE = 1e-4  # of a probability, between the converted model and the network
 TRACED = (2, 4, 6)  # batch, height and width in multiples, that no other size is confused with
 CHECKED = ((1, 2, 3), (2, 7, 5))  # sizes to compare at; the first side is the smallest there is
 HOW = (
@@ -50,8 +50,8 @@ HOW = (
 Run = Callable[[AnyArray], AnyArray]
 
 
-class ExportError(SettingsError):
-    """A network that cannot be exported, or whose export gives something else; no file is left."""
+class ConversionError(SettingsError):
+    """A network cannot be converted, or the file gives other answers than it; no file is left."""
 
 
 class Portable(nn.Module):
@@ -68,7 +68,7 @@ class Portable(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        # Channels last, torch.export would ask about every size whether it is 1.
+        # With channels last, torch.export would decide for every size whether it is 1.
         self.network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for name in ("mean", "std"):
             values = torch.tensor(getattr(network, name), dtype=torch.float32)
@@ -86,18 +86,19 @@ class Portable(nn.Module):
         return smooth[:, 0].clamp(0, 1)
 
 
-class Exported(NamedTuple):
-    """What :func:`export_network` has written."""
+class Converted(NamedTuple):
+    """The files that :func:`export_network` has written."""
 
     model: Path
     description: Path
     """JSON: how images are to be prepared, and which network it is."""
     difference: float | None
-    """Largest between the file and the network; None where nothing here can run the file."""
+    """The largest between a probability of the file and one of the network; None if no installed
+    package can run the file."""
 
 
-def export_network(run: Folder, to: Path) -> Exported:
-    """Write a trained network as one file, and how to use it as JSON beside it.
+def export_network(run: Folder, to: Path) -> Converted:
+    """Convert a trained network to one file, and write how to use it as JSON beside it.
 
     Parameters
     ----------
@@ -108,19 +109,19 @@ def export_network(run: Folder, to: Path) -> Exported:
 
     Returns
     -------
-    exported : Exported
+    converted : Converted
         The files, and how far the model is from the network.
 
     Raises
     ------
     SettingsError
         If the extension is another, a package is missing, there is no trained network or no
-        folder to write to; its subclass ExportError if the network cannot be exported, or the
-        file gives another answer than the network.  Neither file is written then.
+        folder to write to; its subclass ConversionError if the network cannot be converted, or
+        the file gives another answer than the network.  Neither file is written then.
     """
     suffix = to.suffix.lower()
     if suffix not in FORMATS:
-        raise SettingsError(f"cannot export to {to}: its name must end in {' or '.join(FORMATS)}")
+        raise SettingsError(f"cannot convert to {to}: its name must end in {' or '.join(FORMATS)}")
     if suffix == ".onnx":
         _require_onnx()
     trained = load_trained(run)
@@ -136,11 +137,11 @@ def export_network(run: Folder, to: Path) -> Exported:
             answer = _torch_runner(torch.export.load(model).module())
         difference = compare(portable, answer, trained.network.multiple) if answer else None
         notes.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return Exported(to, to.with_suffix(".json"), difference)
+    return Converted(to, to.with_suffix(".json"), difference)
 
 
 def describe(trained: Trained, opset: int | None) -> Row:
-    """How to use the exported network and which it is: the content of the JSON file."""
+    """Say how to use the converted network and which it is: the content of the JSON file."""
     multiple = trained.network.multiple
     return {
         "network": trained.run["training"]["network"],
@@ -187,7 +188,7 @@ def trace(portable: Portable, multiple: int) -> ExportedProgram:
 
     Raises
     ------
-    ExportError
+    ConversionError
         If torch cannot record it.
     """
     smallest = CHECKED[0][1]  # torch.export takes a map of one cell for a special case
@@ -196,7 +197,7 @@ def trace(portable: Portable, multiple: int) -> ExportedProgram:
     try:
         program = torch.export.export(portable, (_noise(TRACED, multiple),), dynamic_shapes=dynamic)
     except Exception as error:  # a network of one's own can raise anything
-        raise ExportError(f"torch cannot export the network: {_first_line(error)}") from error
+        raise ConversionError(f"torch cannot convert the network: {_first_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
@@ -216,7 +217,7 @@ def write_onnx(program: ExportedProgram, path: Path, description: Row) -> None:
 
     Raises
     ------
-    ExportError
+    ConversionError
         If a step of the network does not exist in ONNX, or ONNX refuses the model.
     """
     import onnx
@@ -240,19 +241,19 @@ def write_onnx(program: ExportedProgram, path: Path, description: Row) -> None:
         onnx.helper.set_model_props(model, _flat(description))
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # torch, onnxscript and onnx have an error each
-        raise ExportError(f"cannot write the network as ONNX: {_first_line(error)}") from error
+        raise ConversionError(f"cannot write the network as ONNX: {_first_line(error)}") from error
     path.write_bytes(model.SerializeToString())
 
 
 def compare(portable: Portable, run: Run, multiple: int) -> float:
-    """Ask an exported model and its network the same, at several sizes.
+    """Compare a converted model with its network, at several sizes.
 
     Parameters
     ----------
     portable : Portable
         Network.
     run : callable
-        The exported model: float32 (N, 3, H, W) to (N, H, W).
+        The converted model: float32 (N, 3, H, W) to (N, H, W).
     multiple : int
         Of which sides are multiples.
 
@@ -263,7 +264,7 @@ def compare(portable: Portable, run: Run, multiple: int) -> float:
 
     Raises
     ------
-    ExportError
+    ConversionError
         If it is not below 1e-4, or the shape is another.
     """
     worst = 0.0
@@ -273,14 +274,14 @@ def compare(portable: Portable, run: Run, multiple: int) -> float:
             expected = portable(image).numpy()
         found = run(image.numpy())
         if found.shape != expected.shape:
-            raise ExportError(
-                f"the exported model gives {found.shape} for {tuple(image.shape)}, the network "
+            raise ConversionError(
+                f"the converted model gives {found.shape} for {tuple(image.shape)}, the network "
                 f"{expected.shape}; nothing was written"
             )
         difference = float(np.abs(found - expected).max())
         if not difference < TOLERANCE:  # NaN is not
-            raise ExportError(
-                f"the exported model differs from the network by {difference:.1e} for "
+            raise ConversionError(
+                f"the converted model differs from the network by {difference:.1e} for "
                 f"{tuple(image.shape)}, expected less than {TOLERANCE:.0e}; nothing was written"
             )
         worst = max(worst, difference)
@@ -298,7 +299,7 @@ def _save(program: ExportedProgram, path: Path) -> None:
     try:
         torch.export.save(program, path)
     except Exception as error:  # its serialisation has errors of its own
-        raise ExportError(f"torch cannot save the network: {_first_line(error)}") from error
+        raise ConversionError(f"torch cannot save the network: {_first_line(error)}") from error
 
 
 def _torch_runner(module: nn.Module) -> Run:
@@ -311,7 +312,7 @@ def _torch_runner(module: nn.Module) -> Run:
 
 
 def _onnx_runner(path: Path) -> Run | None:
-    """Whatever runs ONNX files here: onnxruntime, or None."""
+    """Run an ONNX file with onnxruntime; None if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -336,7 +337,7 @@ def _require_onnx() -> None:
 
 
 def _tidy(model: "ModelProto") -> None:
-    """Name the sizes, and drop what torch notes down about itself: source lines with paths."""
+    """Name the sizes, and drop the source lines with paths that torch adds."""
     graph = model.graph
     del graph.value_info[:]  # sizes in between, in the names that the outer ones had
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -351,7 +352,7 @@ def _tidy(model: "ModelProto") -> None:
 
 
 def _flat(description: Row) -> dict[str, str]:
-    """As ONNX has it: names to text."""
+    """Flatten a description for ONNX, whose metadata maps names to text."""
     flat: dict[str, str] = {}
     for name, value in description.items():
         if isinstance(value, dict):

@@ -12,10 +12,10 @@ import torch
 from skimage import data
 
 import saff
-from saff import cli, config, export
-from saff.export import ExportError, Portable, export_network
+from saff import cli, config, network_export
 from saff.inference import predict
 from saff.network import Network, deeplab_v2, load
+from saff.network_export import ConversionError, Portable, export_network
 from saff.resize import size_in_multiples
 from saff.storage import Folder
 from saff.trained import NetworkFolder, load_trained
@@ -24,7 +24,7 @@ SHARPER = 20.0  # untrained scores are all about 0.5; so they reach from 0.1 to 
 
 
 class Small(Network):
-    """A network of one's own that is exported in a second: 1/4 of the size, grey 0..1."""
+    """A network of one's own that is converted in a second: 1/4 of the size, grey 0..1."""
 
     mean, std, multiple = (0.0,), (255.0,), 4
 
@@ -75,7 +75,7 @@ def lite_onnx(lite, tmp_path_factory):
 @pytest.fixture
 def small(tmp_path, request):
     """A run with the small network, or another of this module."""
-    name = f"test_export:{getattr(request, 'param', 'Small')}"
+    name = f"test_network_export:{getattr(request, 'param', 'Small')}"
     return trained_run(tmp_path / "run", name, load(name).state_dict())
 
 
@@ -96,7 +96,7 @@ def answers(path, image):
 
 
 def by_hand(network, image):
-    """What the exported model is to give, in the words of its description."""
+    """What the converted model is to give, in the words of its description."""
     mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (network.mean, network.std))
     with torch.inference_mode():
         logits = network((torch.from_numpy(image) - mean) / std)
@@ -116,8 +116,8 @@ def test_onnxruntime_gives_what_torch_gives_at_any_size(lite, lite_onnx, size):
     expected = by_hand(load_trained(lite).network, image)
     found = answers(lite_onnx.model, image)
     assert (found.dtype, found.shape) == (np.float32, (size[0], *size[1:]))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=export.TOLERANCE)
-    assert lite_onnx.difference < export.TOLERANCE
+    np.testing.assert_allclose(found, expected, rtol=0, atol=network_export.TOLERANCE)
+    assert lite_onnx.difference < network_export.TOLERANCE
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_the_program_of_torch_gives_the_same(lite, tmp_path):
     for image in (noise(2, 96, 160), noise(1, 224, 64)):
         found = program(torch.from_numpy(image)).numpy()
         expected = by_hand(network, image)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=export.TOLERANCE)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=network_export.TOLERANCE)
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
     expected = predict(network, resized, inference)
     assert expected.std() > 0.02  # random layers, and yet it says something
     # Two libraries' convolutions, and OpenCV's interpolation in place of torch's: both round.
-    np.testing.assert_allclose(probability, expected, rtol=0, atol=2 * export.TOLERANCE)
+    np.testing.assert_allclose(probability, expected, rtol=0, atol=2 * network_export.TOLERANCE)
     # In the photograph's size saff interpolates once from the network's grid, a user twice. A
     # second linear interpolation moves a value by less than a cell's neighbours differ: rarely
     # much, so few pixels change sides.
@@ -177,7 +177,7 @@ def test_a_network_of_ones_own_is_one_file_that_says_what_it_is(small, tmp_path)
     assert sorted(folder.iterdir()) == [done.description, done.model]  # weights are inside
     notes = json.loads(done.description.read_text())
     trained = load_trained(small)
-    assert notes["network"] == "test_export:Small"
+    assert notes["network"] == "test_network_export:Small"
     assert notes["sha256"] == trained.sha256
     assert (notes["saff"], notes["torch"]) == (saff.__version__, torch.__version__)
     assert (notes["input"]["multiple"], notes["input"]["longer_side"]) == (4, 512)
@@ -193,13 +193,13 @@ def test_a_network_of_ones_own_is_one_file_that_says_what_it_is(small, tmp_path)
     session = onnxruntime.InferenceSession(done.model, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     assert session.get_outputs()[0].shape == ["batch", "height", "width"]
-    assert b"test_export.py" not in done.model.read_bytes()  # nor a path of this machine
+    assert b"test_network_export.py" not in done.model.read_bytes()  # nor a path of this machine
     image = noise(2, 12, 20)
     expected = by_hand(trained.network, image)
     np.testing.assert_allclose(answers(done.model, image), expected, rtol=0, atol=1e-6)
 
 
-def test_the_network_that_is_exported_stays_as_it_was():
+def test_the_network_that_is_converted_stays_as_it_was():
     network = deeplab_v2("efficientnet_lite0").eval()
     stem = network.trunk._conv_stem.weight
     Portable(network)
@@ -213,10 +213,13 @@ def test_the_network_that_is_exported_stays_as_it_was():
 def test_the_large_networks_too(name, tmp_path):
     run = trained_run(tmp_path / "run", name, deeplab_v2(name).state_dict())
     done = export_network(run, tmp_path / "model.onnx")
-    assert done.difference < export.TOLERANCE
-    program = export.trace(Portable(load_trained(run).network), 8)
-    ask = export._torch_runner(program.module())
-    assert export.compare(Portable(load_trained(run).network), ask, 8) < export.TOLERANCE
+    assert done.difference < network_export.TOLERANCE
+    program = network_export.trace(Portable(load_trained(run).network), 8)
+    ask = network_export._torch_runner(program.module())
+    assert (
+        network_export.compare(Portable(load_trained(run).network), ask, 8)
+        < network_export.TOLERANCE
+    )
 
 
 def test_the_command_says_what_it_wrote(small, tmp_path, monkeypatch, capsys):
@@ -237,7 +240,7 @@ def test_the_command_says_what_it_wrote(small, tmp_path, monkeypatch, capsys):
 def test_another_extension_is_refused_and_the_two_are_named(call, tmp_path, name):
     code, error = call("there is no run", "--to", tmp_path / name)
     assert code == 2
-    expected = f"cannot export to {tmp_path / name}: its name must end in .onnx or .pt2"
+    expected = f"cannot convert to {tmp_path / name}: its name must end in .onnx or .pt2"
     assert error == f"saff: {expected}\n"
 
 
@@ -257,7 +260,9 @@ def test_a_missing_package_is_named_with_what_brings_it(
     assert code == 0
 
 
-def test_without_onnxruntime_onnx_alone_checks_and_one_is_told(call, small, tmp_path, monkeypatch):
+def test_without_onnxruntime_onnx_alone_checks_and_the_command_says_so(
+    call, small, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, error = call(small.path, "--to", tmp_path / "model.onnx")
     assert code == 0
@@ -288,14 +293,16 @@ def test_a_folder_that_is_not_there(call, small, tmp_path):
 def test_a_model_that_answers_otherwise_is_not_written(small, tmp_path, monkeypatch, suffix):
     to = tmp_path / f"model{suffix}"
     to.write_bytes(b"earlier")
-    original = export.trace
+    original = network_export.trace
 
     def wrong(portable, multiple):
-        other = Portable(load("test_export:Small", seed=1).eval())
+        other = Portable(load("test_network_export:Small", seed=1).eval())
         return original(other, multiple)
 
-    monkeypatch.setattr(export, "trace", wrong)
-    with pytest.raises(ExportError, match=r"differs from the network by .* less than 1e-04; noth"):
+    monkeypatch.setattr(network_export, "trace", wrong)
+    with pytest.raises(
+        ConversionError, match=r"differs from the network by .* less than 1e-04; noth"
+    ):
         export_network(small, to)
     assert to.read_bytes() == b"earlier"
     assert {p.name for p in tmp_path.iterdir()} == {to.name, "run"}  # no draft, no JSON
@@ -312,26 +319,26 @@ def test_a_model_that_answers_otherwise_is_not_written(small, tmp_path, monkeypa
     ],
 )
 def test_a_wrong_shape_and_nan_are_no_agreement(answer, message):
-    with pytest.raises(ExportError, match=message):
-        export.compare(Portable(Small().eval()), answer, 4)
+    with pytest.raises(ConversionError, match=message):
+        network_export.compare(Portable(Small().eval()), answer, 4)
 
 
 @pytest.mark.parametrize(
     ("small", "message"),
     [
-        ("Whimsical", "torch cannot export the network: "),
+        ("Whimsical", "torch cannot convert the network: "),
         ("ThreeClasses", r"the network must give logits \(N, 2, h, w\)"),
     ],
     indirect=["small"],
 )
-def test_a_network_that_cannot_be_exported(small, tmp_path, message):
-    with pytest.raises(ExportError, match=message) as caught:
+def test_a_network_that_cannot_be_converted(small, tmp_path, message):
+    with pytest.raises(ConversionError, match=message) as caught:
         export_network(small, tmp_path / "model.pt2")
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_onnx_cannot_express_is_told(tmp_path):
-    with pytest.raises(ExportError, match="cannot write the network as ONNX: "):
-        export.write_onnx(SimpleNamespace(), tmp_path / "model.onnx", {})
+def test_what_onnx_cannot_express_is_reported(tmp_path):
+    with pytest.raises(ConversionError, match="cannot write the network as ONNX: "):
+        network_export.write_onnx(SimpleNamespace(), tmp_path / "model.onnx", {})
     assert list(tmp_path.iterdir()) == []
