@@ -30,7 +30,7 @@ ORIENTATION_SIGMA = 2.0  # pixels
 KEEP = 1.01  # a pixel stays if it is above its neighbours across the edge by less than 1 % short
 
 
-class Counts(NamedTuple):
+class MatchCounts(NamedTuple):
     """What was counted at each threshold: int64 arrays of shape (T,), or (N, T) for N images.
 
     Attributes
@@ -136,7 +136,7 @@ def match(detected: AnyArray, drawn: AnyArray, tolerance: float) -> tuple[AnyArr
 
 def count_matches(
     edges: PixelMap, annotations: Iterable[AnyArray], thresholds: int = THRESHOLDS
-) -> Counts:
+) -> MatchCounts:
     """Count right and wrong boundary pixels of one image at thresholds between 0 and 1.
 
     Parameters
@@ -150,7 +150,7 @@ def count_matches(
 
     Returns
     -------
-    counts : Counts
+    counts : MatchCounts
         Arrays of shape (T,).
 
     Raises
@@ -175,20 +175,20 @@ def count_matches(
             right |= paired
             counts[2:, index] += found.sum(), boundary.sum()
         counts[:2, index] = right.sum(), detected.sum()
-    return Counts(*counts)
+    return MatchCounts(*counts)
 
 
-def summarise(counts: Counts) -> Scores:
+def summarise(counts: MatchCounts) -> Scores:
     """Sum up many images: counts of shape (N, T) to their scores."""
-    totals = Counts(*(np.asarray(c).sum(axis=0) for c in counts))
+    totals = MatchCounts(*(np.asarray(c).sum(axis=0) for c in counts))
     precision, recall, f = _f(totals)
     each = _f(counts)[2].argmax(axis=1)
-    best = Counts(*(c[np.arange(len(each)), each].sum(keepdims=True) for c in counts))
+    best = MatchCounts(*(c[np.arange(len(each)), each].sum(keepdims=True) for c in counts))
     top = int(f.argmax())
     return Scores(float(f[top]), (top + 1) / (f.size + 1), float(_f(best)[2][0]), precision, recall)
 
 
-def _f(counts: Counts) -> tuple[AnyArray, AnyArray, AnyArray]:
+def _f(counts: MatchCounts) -> tuple[AnyArray, AnyArray, AnyArray]:
     precision = counts.right / np.maximum(counts.detected, 1)
     recall = counts.found / np.maximum(counts.drawn, 1)
     return precision, recall, 2 * precision * recall / np.maximum(precision + recall, 1e-12)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saff.errors import SettingsError, WeightsError
-from saff.storage import asked, locate, public
+from saff.storage import locate, redact, with_retries
 
 
 class WeightsFile(NamedTuple):
@@ -44,9 +44,9 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
     try:
         fs, path = locate(source)
     except SettingsError as error:  # a login, say, which run.json would keep; not repeated here
-        raise WeightsError(f"cannot read the weights {public(source)}: {error}") from error
+        raise WeightsError(f"cannot read the weights {redact(source)}: {error}") from error
     try:
-        data: bytes = asked(fs, fs.cat_file, path)
+        data: bytes = with_retries(fs, fs.cat_file, path)
     except Exception as error:  # every kind of storage raises its own
         raise WeightsError(f"cannot read the weights {source}: {error}") from error
     found = hashlib.sha256(data).hexdigest()

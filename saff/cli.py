@@ -13,11 +13,11 @@ import typer
 
 from saff import __version__, config as settings, evaluation, results, verification
 from saff.config import Config
-from saff.errors import SettingsError, printable
+from saff.errors import SaffError, SettingsError, printable
 from saff.manifests import describe_source, extend_manifest, list_images, read_manifest
 from saff.progress import PATIENCE
 from saff.runs import claim_source, read_run
-from saff.storage import NO_FILE, Folder, asked, locate, reaching
+from saff.storage import NO_FILE, Folder, locate, with_brief_retries, with_retries
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -112,9 +112,9 @@ def read_config(name: str) -> Config:
     if name in settings.NAMED:
         return settings.NAMED[name]()
     fs, path = locate(name)
-    with reaching(name):
+    with with_brief_retries(name):
         try:
-            text: bytes = asked(fs, fs.cat_file, path)
+            text: bytes = with_retries(fs, fs.cat_file, path)
         except NO_FILE:
             raise SettingsError(
                 f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
@@ -220,7 +220,7 @@ def manifest(
     rows = read_manifest(manifest) if manifest else list_images(given)
     folder = Folder.at(output)
     claim_source(folder, source_of(given, manifest))
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         parts = folder / "manifest"
         added = extend_manifest(folder, rows)
     typer.echo(f"{added:,} new images; {len(parts.names('.parquet')):,} parts", err=True)
@@ -514,7 +514,7 @@ def verify(
 
 def _parts_mapper(output: Folder, stage: str, patience: float) -> evaluation.Mapper:
     """On a cluster if it has many parts or this is a cluster's job: Ray takes seconds to start."""
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         many = len((output / stage).names(".parquet")) > PARTS_FOR_RAY
     if not many and not os.environ.get("RAY_ADDRESS"):
         return evaluation.one_by_one
@@ -713,11 +713,11 @@ def run_alone(command: Callable[..., None]) -> None:
 def explain(program: Callable[[], None]) -> None:
     """Call a program and turn what the user can mend into one line and exit code 2.
 
-    That is a :class:`SettingsError`, and an OSError: a storage or a disk that failed later on.
+    That is a :class:`SaffError`, and an OSError: a storage or a disk that failed later on.
     """
     try:
         program()
-    except SettingsError as error:
+    except SaffError as error:
         line = str(error)
     except OSError as error:
         line = f"{type(error).__name__}: {error}; what is done stays, the same command continues"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from saff.errors import SettingsError
 
-MOST_SPREADS = 100
+MOST_SPREAD_STEPS = 100
 MOST_SUPERPIXELS = 4096  # similarities are (R, R): 128 MiB each at this number
 
 
@@ -24,47 +24,47 @@ class Training:
     """File or URI of the trunk's weights; none: the published ones."""
     frozen_stages: int = 3
     """First stages of the trunk that stay as they are: edges and colours, known from ImageNet."""
-    side: int = 512
+    max_side: int = 512
     """Longer images are shrunk to this many pixels before anything else."""
-    scale: tuple[float, float] = (0.6, 1.2)
+    scale_range: tuple[float, float] = (0.6, 1.2)
     """Each sample is scaled by a factor between these, as likely small as large (log-uniform)."""
-    crop: int = 320
+    crop_size: int = 320
     """Side of the square that the network sees, in pixels."""
-    batch: int = 8
+    batch_size: int = 8
     """Samples a step, over all workers."""
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     """Parts that a worker's share of a batch is computed in, one after the other; saves memory."""
     steps: int = 600
     """Steps of the optimiser."""
-    labels: Literal["hard", "soft"] = "hard"
+    targets: Literal["hard", "soft"] = "hard"
     """Targets: the confidence binarised at 0.5 (published), or the confidence itself."""
-    doubt: float = 0.1
+    ignore_margin: float = 0.1
     """Pixels with a confidence nearer to 0.5 than this are ignored; in [0, 0.5]."""
 
     optimiser: Literal["sgd", "adamw"] = "adamw"
     """SGD with momentum (published), or AdamW, which needs fewer steps."""
-    rate: float = 1e-4
+    learning_rate: float = 1e-4
     """Learning rate of the trunk's weights at the start."""
-    head_rate: float = 10.0
-    """Times ``rate`` for the layers that start from random numbers."""
-    bias_rate: float = 1.0
+    head_learning_rate_factor: float = 10.0
+    """Factor on ``learning_rate`` for the layers that start from random numbers."""
+    bias_learning_rate_factor: float = 1.0
     """Times the rate of the weights for biases, which never decay."""
-    power: float = 0.9
+    poly_power: float = 0.9
     """Of the poly schedule: ``rate (1 - step / steps) ** power``."""
-    warmup: int = 30
+    warmup_steps: int = 30
     """Steps in which the rate rises to its place."""
     momentum: float = 0.9
     """Of SGD; the first moment of AdamW."""
     weight_decay: float = 0.01
     """Of weights."""
-    average: float = 0.99
+    ema_decay: float = 0.99
     """Decay of the running average of the weights that becomes the result; 0: the last ones."""
     bfloat16: bool = True
     """Compute in bfloat16 on a GPU that has it."""
 
     seed: int = 0
     """Of the new layers, of the order of the images and of what is drawn for each."""
-    checkpoint_every: int = 100
+    checkpoint_interval: int = 100
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Older ones are removed."""
@@ -72,26 +72,37 @@ class Training:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         _check_types(self, "training.")
-        whole = ("side", "crop", "batch", "accumulation", "steps", "checkpoint_every")
+        whole = (
+            "max_side",
+            "crop_size",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "steps",
+            "checkpoint_interval",
+        )
         for name in (*whole, "keep_checkpoints"):
             _at_least(self, "training.", name, 1)
         for name in (
             "frozen_stages",
-            "warmup",
+            "warmup_steps",
             "seed",
-            "head_rate",
-            "bias_rate",
-            "power",
+            "head_learning_rate_factor",
+            "bias_learning_rate_factor",
+            "poly_power",
             "weight_decay",
         ):
             _at_least(self, "training.", name, 0)
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise SettingsError(f"training.scale must be 0 < low <= high, got {list(self.scale)}")
-        if not 0 <= self.doubt <= 0.5:
-            raise SettingsError(f"training.doubt must be in [0, 0.5], got {self.doubt}")
-        if not self.rate > 0:
-            raise SettingsError(f"training.rate must be above 0, got {self.rate}")
-        for name in ("momentum", "average"):
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise SettingsError(
+                f"training.scale_range must be 0 < low <= high, got {list(self.scale_range)}"
+            )
+        if not 0 <= self.ignore_margin <= 0.5:
+            raise SettingsError(
+                f"training.ignore_margin must be in [0, 0.5], got {self.ignore_margin}"
+            )
+        if not self.learning_rate > 0:
+            raise SettingsError(f"training.learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(f"training.{name} must be in [0, 1), got {getattr(self, name)}")
 
@@ -100,9 +111,9 @@ class Training:
 class Inference:
     """How a trained network is asked."""
 
-    sides: tuple[int, ...] = (384, 512)
+    input_sides: tuple[int, ...] = (384, 512)
     """Longer sides of the network's input in pixels; the answers are averaged."""
-    mirror: bool = False
+    horizontal_flip: bool = False
     """Ask for the mirrored image too."""
     refinement: Literal["none", "superpixels", "guided"] = "none"
     """Last step: nothing, the mean over superpixels, or a guided filter along the image's edges."""
@@ -112,8 +123,10 @@ class Inference:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         _check_types(self, "inference.")
-        if not self.sides or min(self.sides) < 1:
-            raise SettingsError(f"inference.sides must be at least 1, got {list(self.sides)}")
+        if not self.input_sides or min(self.input_sides) < 1:
+            raise SettingsError(
+                f"inference.input_sides must be at least 1, got {list(self.input_sides)}"
+            )
         _at_least(self, "inference.", "max_pixels", 1)
 
 
@@ -133,7 +146,7 @@ class Config:
     """Edge back end, a name that ``saff.edges.load`` knows."""
     superpixel_count: int = 450
     """Wanted number of superpixels per image."""
-    more_superpixels: tuple[int, ...] = ()
+    extra_superpixel_counts: tuple[int, ...] = ()
     """Further cuts of the image, whose confidence is averaged with that of the first."""
     working_side: int = 1024
     """Longer images are shrunk to this many pixels to compute, and their maps enlarged again."""
@@ -156,7 +169,7 @@ class Config:
     """Superpixels whose evidence is below are background seeds; in [0, 1]."""
     foreground_above: float = 0.7
     """Superpixels whose evidence is above are foreground seeds; in [0, 1]."""
-    seeds: Literal["agreement", "consensus"] = "consensus"
+    seeds: Literal["geometric_mean", "consensus"] = "consensus"
     """Evidence: sqrt(S_s S_a) (published), or the prior score spread over semantic neighbours."""
     balance: bool = True
     """Both classes of seeds weigh the same."""
@@ -164,7 +177,7 @@ class Config:
     """Weights of S_s, S_s_con, S_a, S_a_con that hold for images in general."""
     prior_strength: float = 10.0
     """Pull of the fit towards the prior; 0 is the published least squares."""
-    spreads: int = 2
+    spread_steps: int = 2
     """Times the score is spread over semantic neighbours, as Eq. 3 spreads saliency."""
     gamma: float = 1.5
     """Exponent of the score, spread or not: puts the best single threshold at 0.5."""
@@ -181,7 +194,7 @@ class Config:
             _at_least(self, "", name, 1)
         for name, counts in (
             ("superpixel_count", (self.superpixel_count,)),
-            ("more_superpixels", self.more_superpixels),
+            ("extra_superpixel_counts", self.extra_superpixel_counts),
         ):
             for count in counts:
                 if not 1 <= count <= MOST_SUPERPIXELS:
@@ -191,10 +204,12 @@ class Config:
         for name in ("temperature", "affinity_power", "gamma"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be above 0, got {getattr(self, name)!r}")
-        for name in ("edge_scale", "prior_strength", "spreads"):
+        for name in ("edge_scale", "prior_strength", "spread_steps"):
             _at_least(self, "", name, 0)
-        if self.spreads > MOST_SPREADS:
-            raise SettingsError(f"spreads must be at most {MOST_SPREADS}, got {self.spreads}")
+        if self.spread_steps > MOST_SPREAD_STEPS:
+            raise SettingsError(
+                f"spread_steps must be at most {MOST_SPREAD_STEPS}, got {self.spread_steps}"
+            )
         if not 0 <= self.background_below <= self.foreground_above <= 1:
             raise SettingsError(
                 "expected 0 <= background_below <= foreground_above <= 1, got "
@@ -234,7 +249,7 @@ def fast() -> Config:
 
 def best() -> Config:
     """Settings for masks that fit more closely, at twice the cost: the mean of three cuts."""
-    return Config(superpixel_count=600, more_superpixels=(200, 350))
+    return Config(superpixel_count=600, extra_superpixel_counts=(200, 350))
 
 
 def paper() -> Config:
@@ -252,28 +267,28 @@ def paper() -> Config:
         semantic_affinity="classes",
         background_below=0.2,
         foreground_above=0.6,
-        seeds="agreement",
+        seeds="geometric_mean",
         prior=(0.25, 0.25, 0.25, 0.25),
         prior_strength=0.0,
-        spreads=0,
+        spread_steps=0,
         gamma=1.0,
         training=Training(
             network="vgg16",
             frozen_stages=0,
-            scale=(0.5, 1.5),
-            crop=321,
-            batch=10,
+            scale_range=(0.5, 1.5),
+            crop_size=321,
+            batch_size=10,
             steps=20_000,
-            doubt=0.0,
+            ignore_margin=0.0,
             optimiser="sgd",
-            rate=1e-3,
-            bias_rate=2.0,
-            warmup=0,
+            learning_rate=1e-3,
+            bias_learning_rate_factor=2.0,
+            warmup_steps=0,
             weight_decay=5e-4,
-            average=0.0,
-            checkpoint_every=1000,
+            ema_decay=0.0,
+            checkpoint_interval=1000,
         ),
-        inference=Inference(sides=(384, 512, 640)),
+        inference=Inference(input_sides=(384, 512, 640)),
     )
 
 

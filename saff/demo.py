@@ -20,7 +20,12 @@ def settings() -> Config:
     """The recommended settings with a training so short that it shows the way and no more."""
     default = config.default()
     short = dataclasses.replace(
-        default.training, steps=STEPS, batch=4, warmup=5, average=0.9, checkpoint_every=20
+        default.training,
+        steps=STEPS,
+        batch_size=4,
+        warmup_steps=5,
+        ema_decay=0.9,
+        checkpoint_interval=20,
     )
     return dataclasses.replace(default, training=short)
 

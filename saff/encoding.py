@@ -167,7 +167,7 @@ def cheapest_paths(adjacency: Adjacency, strength: AnyArray, count: int) -> Matr
     return paths
 
 
-def stretch(values: AnyArray, flat: float = FLAT) -> Features:
+def min_max_normalise(values: AnyArray, flat: float = FLAT) -> Features:
     """Bring values to [0, 1] by their own minimum and maximum; equal values become 0.
 
     Parameters
@@ -239,8 +239,10 @@ def border_contrast(levels: list[AnyArray], border: AnyArray) -> Features:
     """
     on_border = np.flatnonzero(border)
     share = border[on_border] / border.sum()
-    contrasts = [stretch(1.0 - _cosine(level, on_border) @ share, FLAT_COSINE) for level in levels]
-    return stretch(np.mean(contrasts, axis=0))
+    contrasts = [
+        min_max_normalise(1.0 - _cosine(level, on_border) @ share, FLAT_COSINE) for level in levels
+    ]
+    return min_max_normalise(np.mean(contrasts, axis=0))
 
 
 def _cosine(features: AnyArray, columns: AnyArray | None = None) -> Matrix:

@@ -1,16 +1,63 @@
-"""Errors that are the caller's to mend: one line that says what came, what to do; exit code 2."""
+"""Errors by kind: what a caller can handle, each with a message that says what to do.
+
+The command line turns a :class:`SaffError` into one message and exit code 2.  Any other exception
+is a defect of the code and shows its traceback.
+"""
 
 
-class SettingsError(ValueError):
-    """A setting, an input or an output that cannot work; nothing was started or changed."""
+class SaffError(Exception):
+    """Base of all errors that saff raises on purpose.
+
+    A message says what came, what was expected and what to do about it.
+    """
+
+
+class SettingsError(SaffError, ValueError):
+    """A setting or an argument that cannot work; nothing was started or changed."""
 
 
 class WeightsError(SettingsError):
     """Trained weights that are missing, of another kind, or not what their checksum says."""
 
 
-class StorageError(SettingsError):
-    """A storage with no space left; what was written before stays, nothing is written half."""
+class StorageError(SaffError):
+    """A disk or an object store that cannot be read or written, or that holds damaged data.
+
+    What was written before stays, and nothing is written half.
+    """
+
+
+class ImageError(SaffError, ValueError):
+    """An image that cannot be used; its own fault, not that of the storage.
+
+    Parameters
+    ----------
+    kind : str
+        Short name of the fault, counted in reports: ``"truncated"``, ``"unsupported"``, ...
+    message : str
+        What is wrong and what to do.
+
+    Attributes
+    ----------
+    kind : str
+        As given.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        """Pickle with both arguments, so that the error crosses process borders."""
+        return type(self), (self.kind, str(self))
+
+
+class TrainingError(SaffError):
+    """Training that cannot go on, and would not if it were repeated."""
+
+
+class StalledError(SaffError):
+    """A cluster that did nothing for too long; what was done before stays."""
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,7 @@ from saff.metrics import Evaluation
 from saff.rows import decode_map
 from saff.runs import read_run, stage_digest
 from saff.shards import Row, read_all_rows
-from saff.storage import NO_FILE, Folder, is_local, reaching, telling
+from saff.storage import NO_FILE, Folder, as_storage_error, is_local, with_brief_retries
 
 TruthFormat: TypeAlias = Literal["voc", "binary"]
 COLUMNS = ["image_id", "height", "width", "confidence"]
@@ -87,7 +87,7 @@ def read_mask(masks: Folder, image_id: str, truth: str) -> tuple[str, bytes | No
     """
     stem = os.path.splitext(image_id)[0]
     for name in dict.fromkeys((f"{stem}.png", f"{PurePosixPath(stem).name}.png")):
-        with telling(f"mask {name} of {truth}"):
+        with as_storage_error(f"mask {name} of {truth}"):
             try:
                 return name, masks.read(name)
             except NO_FILE:
@@ -175,7 +175,7 @@ def evaluate(
         "digest": stage_digest(output, stage),
     }
     curve, folder = whole.curve(), output / "evaluation" / stage
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         folder.write("metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
         folder.write("curve.csv", metrics.curve_csv(curve).encode())
         folder.write("curve.svg", metrics.curve_svg({stage.replace("_", " "): curve}).encode())
@@ -183,7 +183,7 @@ def evaluate(
 
 
 def _check_there(masks: Folder, truth: str) -> None:
-    with reaching(truth):
+    with with_brief_retries(truth):
         there = masks.fs.exists(masks.path)
         if there and is_local(masks.fs):
             with contextlib.suppress(NotADirectoryError), os.scandir(masks.path) as entries:

@@ -16,8 +16,8 @@ from saff.encoding import (
     class_vectors,
     context,
     feature_similarity,
+    min_max_normalise,
     semantic_similarity,
-    stretch,
 )
 from saff.errors import SettingsError
 from saff.quality import mask_quality
@@ -58,8 +58,8 @@ class LabeledImage:
         Of the score.
     scores : float64 array of shape (R,)
         Confidence of each superpixel, in [0, 1].  With ``paper()`` it is
-        ``clip(features @ weights + bias, 0, 1)``; with ``spreads`` that, spread and stretched; with
-        ``more_superpixels`` the mean over several cuts.
+        ``clip(features @ weights + bias, 0, 1)``; with ``spread_steps`` that, spread and
+        normalised; with ``extra_superpixel_counts`` the mean over several cuts.
     seeds_foreground, seeds_background : int
         Superpixels that the weights were fitted to.
     fallback : str
@@ -131,7 +131,7 @@ def label_image(
         salient: saliency.Saliency = models.saliency
         if not isinstance(salient, saliency.RegionSaliency):
             salient = partial(_given, salient(small))  # once, however many cuts
-        counts = (config.superpixel_count, *config.more_superpixels)
+        counts = (config.superpixel_count, *config.extra_superpixel_counts)
         fused, *others = [
             fuse(small, slic(small, count), maps, edge_map, salient, config) for count in counts
         ]
@@ -181,15 +181,19 @@ def fuse(
 ) -> Fused:
     """Encode and weigh the superpixels of one cut: Eq. 1 to 6."""
     unary_s, similarity_s = encode_semantics(maps, superpixels, config)
-    unary_a = stretch(region_saliency(back_end, image, superpixels))
+    unary_a = min_max_normalise(region_saliency(back_end, image, superpixels))
     similarity_a = encode_edges(edge_map, superpixels, config)
-    context_s = stretch(context(similarity_a, unary_s))  # Eq. 4: semantics over apparent neighbours
-    context_a = stretch(context(similarity_s, unary_a))  # Eq. 3: saliency over semantic ones
+    context_s = min_max_normalise(
+        context(similarity_a, unary_s)
+    )  # Eq. 4: semantics over apparent neighbours
+    context_a = min_max_normalise(
+        context(similarity_s, unary_a)
+    )  # Eq. 3: saliency over semantic ones
     features = np.stack([unary_s, context_s, unary_a, context_a], axis=1)
     fit = fit_image(features, similarity_s, config)
     scores = fit.score(features)  # Eq. 5
-    for _ in range(config.spreads):
-        scores = stretch(context(similarity_s, scores))
+    for _ in range(config.spread_steps):
+        scores = min_max_normalise(context(similarity_s, scores))
     return Fused(superpixels, features, fit, scores**config.gamma)
 
 
@@ -247,9 +251,9 @@ def encode_semantics(
     if config.semantic_unary == "max_class" or config.semantic_affinity == "classes":
         vectors = class_vectors(pool(maps.scores), config.temperature)
     if config.semantic_unary == "max_class" and vectors is not None:
-        unary = stretch(vectors.max(axis=1))
+        unary = min_max_normalise(vectors.max(axis=1))
     elif config.semantic_unary == "attention" and maps.attention is not None:
-        unary = stretch(pool(maps.attention[None])[:, 0])
+        unary = min_max_normalise(pool(maps.attention[None])[:, 0])
     else:
         unary = border_contrast(levels, border_lengths(superpixels))
     if config.semantic_affinity == "classes" and vectors is not None:
@@ -338,7 +342,7 @@ def fit_image(features: Features, similarity_s: Matrix, config: Config) -> Fit:
     evidence = features[:, 0], features[:, 2]  # S_s and S_a
     if config.seeds == "consensus":
         prior_score = np.clip(features @ np.asarray(config.prior), 0.0, 1.0)
-        consensus = stretch(context(similarity_s, prior_score))
+        consensus = min_max_normalise(context(similarity_s, prior_score))
         evidence = consensus, consensus  # the geometric mean of both is the consensus itself
     return fit_weights(
         features,

@@ -17,23 +17,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saff.errors import SettingsError
+from saff.errors import SaffError, SettingsError
 from saff.ids import Ids
 from saff.shards import MANIFEST, Row, read_column
 from saff.storage import (
     Folder,
-    asked,
-    each,
+    as_storage_error,
     file_system,
     is_folder,
     is_local,
     locate,
-    public,
-    reaching,
+    read_each,
+    redact,
     s3_objects,
     split_uri,
-    telling,
     uri_of,
+    with_brief_retries,
+    with_retries,
 )
 
 STAGES = ("pseudo_labels/", "predictions/", "network/", "rounds/", "evaluation/", "report/")
@@ -67,11 +67,11 @@ def list_images(source: str) -> Iterator[Row]:
     fs, path = locate(source)
     path = path.rstrip("/") or "/"
     fs.invalidate_cache()
-    with reaching(source):
+    with with_brief_retries(source):
         paths: Iterable[str]
         if is_folder(fs, path):
             root, paths = path, _files(fs, path)
-        elif asked(fs, fs.isfile, path):
+        elif with_retries(fs, fs.isfile, path):
             root, paths = path.rpartition("/")[0], [path]
         elif any(c in path for c in "*?["):
             first = min(path.index(c) for c in "*?[" if c in path)
@@ -79,15 +79,15 @@ def list_images(source: str) -> Iterator[Row]:
         else:
             raise SettingsError(f"no images at {source}: no such file, folder or prefix")
     fs.invalidate_cache()  # an object store's listing holds far more than the names
-    paths = _told(source, paths)
+    paths = _as_storage_errors(source, paths)
     ids = ((p[len(root.rstrip("/")) + 1 :], p) for p in paths)
     visible = ((_text(i), _text(uri_of(fs, p))) for i, p in ids if p == path or not _is_hidden(i))
     rows = ({"image_id": i, "uri": u} for i, u in visible)
     return _not_empty(rows, f"no images in {source}: it holds no files")
 
 
-def _told(source: str, paths: Iterable[str]) -> Iterator[str]:
-    with telling(source):
+def _as_storage_errors(source: str, paths: Iterable[str]) -> Iterator[str]:
+    with as_storage_error(source):
         yield from paths
 
 
@@ -97,11 +97,11 @@ def _files(fs: Any, folder: str) -> Iterator[str]:
         return _local_files(folder)
     if hasattr(fs, "call_s3"):
         return s3_objects(fs, folder)
-    return iter(sorted(_objects(asked(fs, fs.find, folder, detail=True))))
+    return iter(sorted(_objects(with_retries(fs, fs.find, folder, detail=True))))
 
 
 def _matches(fs: Any, pattern: str) -> list[str]:
-    found = asked(fs, fs.glob, pattern, detail=True)
+    found = with_retries(fs, fs.glob, pattern, detail=True)
     return [p for p in found if fs.isfile(p)] if is_local(fs) else _objects(found)
 
 
@@ -154,10 +154,10 @@ def read_manifest(source: str) -> Iterator[Row]:
     """
     fs, path = locate(source)
     fs.invalidate_cache()
-    with reaching(source):
+    with with_brief_retries(source):
         if is_folder(fs, path):
             base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
-        elif asked(fs, fs.isfile, path):
+        elif with_retries(fs, fs.isfile, path):
             base, tables = path.rpartition("/")[0], [path]
         else:
             raise SettingsError(f"no manifest at {source}")
@@ -196,13 +196,13 @@ def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
             for row in chain.from_iterable(batches):
                 if fault := _fault(row, protocols):
                     uri = row["uri"]
-                    shown = public(uri) if isinstance(uri, str) else uri
+                    shown = redact(uri) if isinstance(uri, str) else uri
                     raise SettingsError(
                         f"the manifest {source} has the row image_id={row['image_id']!r}, "
                         f"uri={shown!r}: {fault}"
                     )
                 yield {"image_id": row["image_id"], "uri": row["uri"]}
-    except SettingsError:
+    except SaffError:
         raise
     except Exception as error:  # damaged files make the reader raise nearly everything
         raise SettingsError(f"the manifest {source} cannot be read: {error}") from error
@@ -330,7 +330,7 @@ def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
     folder = output / "manifest"
     ids = Ids()
     read_ids = partial(read_column, column="image_id")
-    for known in each(read_ids, folder, folder.names(".parquet")):
+    for known in read_each(read_ids, folder, folder.names(".parquet")):
         ids.know(known)
     for row in rows:
         try:

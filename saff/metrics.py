@@ -47,7 +47,7 @@ def precision_recall(
     Parameters
     ----------
     confidence : uint8 array of shape (H, W)
-        0..255, taken as it is; `stretch` it first for the paper's normalised heat map.
+        0..255, taken as it is; `normalise_to_255` it first for the paper's normalised heat map.
     truth : bool array of shape (H, W)
         True is foreground.
     valid : bool array of shape (H, W), optional
@@ -122,7 +122,7 @@ def f_measure(precision: Any, recall: Any, beta_squared: float = 0.3) -> Any:
     return np.divide(product, weighted, out=np.zeros_like(weighted), where=weighted > 0)[()]
 
 
-def stretch(confidence: AnyArray) -> NDArray[np.uint8]:
+def normalise_to_255(confidence: AnyArray) -> NDArray[np.uint8]:
     """Bring a map to 0..255 by its own minimum and maximum: the paper's normalised heat map.
 
     ``round(255 (c - min) / (max - min))``, over all pixels of the map, void ones too: a prediction
@@ -206,8 +206,9 @@ class Evaluation:
     beta_squared : float
         Weight of recall in F, already squared.
     normalise : bool
-        `stretch` each map before precision and recall, as the paper does. ``mae``, ``iou`` and
-        ``accuracy`` never stretch: they describe the confidence and the mask that a user gets.
+        Apply `normalise_to_255` to each map before precision and recall, as the paper does.
+        ``mae``, ``iou`` and ``accuracy`` never do: they describe the confidence and the mask
+        that a user gets.
 
     Raises
     ------
@@ -247,7 +248,7 @@ class Evaluation:
         if not counts[1].any():
             self.skipped += 1
             return
-        levels = _stretch_counts(counts) if self.normalise else counts
+        levels = _normalise_counts(counts) if self.normalise else counts
         curve = Curve(*_precision_recall(levels), self.beta_squared)
         figures = {
             "precision": curve.precision,
@@ -358,11 +359,13 @@ def _level_counts(
     return np.bincount(cell.ravel(), minlength=3 * 256).reshape(3, 256)
 
 
-def _stretch_counts(counts: NDArray[np.intp]) -> NDArray[np.intp]:
+def _normalise_counts(counts: NDArray[np.intp]) -> NDArray[np.intp]:
     """Give the counts of the stretched map: every level that occurs moves to its new place."""
     levels = np.flatnonzero(counts.any(axis=0))
     stretched = np.zeros_like(counts)
-    stretched[:, stretch(levels)] = counts[:, levels]  # no two levels come to the same place
+    stretched[:, normalise_to_255(levels)] = counts[
+        :, levels
+    ]  # no two levels come to the same place
     return stretched
 
 

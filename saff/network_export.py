@@ -157,7 +157,7 @@ def describe(trained: Trained, opset: int | None) -> Row:
             "range": [0, 255],
             "multiple": multiple,
             "smallest_side": CHECKED[0][1] * multiple,
-            "longer_side": max(config.default().inference.sides),
+            "longer_side": max(config.default().inference.input_sides),
         },
         "output": {
             "name": OUTPUT,

@@ -19,11 +19,11 @@ from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.evaluation import evaluate as evaluate
 from saff.manifests import is_safe_id
-from saff.retries import FINAL_CODES, code_of
+from saff.retries import FINAL_CODES, error_code
 from saff.rows import decode_map, original
 from saff.runs import read_run, stage_digest
 from saff.shards import Row, count_rows, read_all_rows
-from saff.storage import Folder, each, reaching
+from saff.storage import Folder, read_each, with_brief_retries
 
 What = Literal["mask", "confidence", "overlay", "cutout"]
 Stage: TypeAlias = Literal["pseudo_labels", "predictions"]
@@ -132,7 +132,7 @@ def export(output: Folder, to: Path, what: What, stage: str = "pseudo_labels") -
             continue
         drawn = to_png(picture(what, decode_map(row, "confidence"), image))
         path = export_path(to, image_id, keep_extension=names[_stem(image_id)] > 1)
-        with reaching(str(path)):
+        with with_brief_retries(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(drawn)
         written += 1
@@ -172,7 +172,7 @@ def seen(row: Row) -> Image | None:
     except PermissionError:
         return None
     except OSError as error:
-        if code_of(error) in FINAL_CODES:  # a signature that has expired, say
+        if error_code(error) in FINAL_CODES:  # a signature that has expired, say
             return None
         raise
 
@@ -218,7 +218,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
     labels = (output / "pseudo_labels").names(".parquet")
     stage: Stage = "pseudo_labels" if labels or not predicted else "predictions"
     names = shards_of(output, stage)
-    counts = dict(zip(names, each(count_rows, output / stage, names), strict=True))
+    counts = dict(zip(names, read_each(count_rows, output / stage, names), strict=True))
     total, failed = (sum(column) for column in zip(*counts.values(), strict=True))
     found = total - failed
     facts: Row
@@ -229,7 +229,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
         totals = {"images": total, "labelled": found, "failed": failed}
         facts = {key: run.get(key) for key in ("saff", "digest", "config")}
         if predicted:
-            both = each(count_rows, predictions, predicted)
+            both = read_each(count_rows, predictions, predicted)
             totals["predicted"] = sum(rows - bad for rows, bad in both)
     for folder, key in ((output / "network", "training"), (predictions, "inference")):
         if folder.exists("run.json"):
@@ -246,7 +246,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
         max_cards=max_cards,
     )
     folder = output / "report"
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         folder.write("index.html", page.encode())
     return folder.uri + "/index.html"
 
@@ -358,7 +358,7 @@ def _columns(folder: Folder, name: str, wanted: list[str]) -> dict[str, AnyArray
 @contextmanager
 def _parsing(folder: Folder, name: str) -> Iterator[str]:
     """Give a file's text; what the block raises over it becomes a SettingsError that names it."""
-    with reaching(f"{folder.uri}/{name}"):
+    with with_brief_retries(f"{folder.uri}/{name}"):
         text = folder.read(name).decode("utf-8", "replace")
     try:
         yield text

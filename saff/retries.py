@@ -23,12 +23,15 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from saff.errors import SaffError
+
 PATIENCE = "SAFF_STORAGE_PATIENCE"  # environment variable: seconds, of each request
 SECONDS = 600.0  # without that variable
 QUIET = 15.0  # seconds of waiting that nobody is told of
 BRIEF = 10.0  # seconds that a person waits to hear that a place does not answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds, drawn at random up to a bound that doubles
 FINAL = (  # what no repetition mends
+    SaffError,
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
@@ -52,12 +55,12 @@ REFUSE_ADDRESS = ("ParamValidationError", "InvalidURL", "InvalidUrlClientError")
 
 Found = TypeVar("Found")
 LOG = logging.getLogger(__name__)
-_told = [-math.inf]  # when this process last logged
+_last_logged = [-math.inf]  # when this process last logged
 _limit: ContextVar[float] = ContextVar("limit", default=math.inf)
 
 
 @contextmanager
-def patience_of(seconds: float) -> Iterator[None]:
+def retry_limit(seconds: float) -> Iterator[None]:
     """Ask again for so many seconds at most while the block runs; 0: not at all."""
     token = _limit.set(min(seconds, _limit.get()))
     try:
@@ -66,7 +69,7 @@ def patience_of(seconds: float) -> Iterator[None]:
         _limit.reset(token)
 
 
-def patiently(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Found:
+def call_with_retries(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Found:
     """Call something that asks a storage, again and again while that may help.
 
     Parameters
@@ -85,38 +88,38 @@ def patiently(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Fou
     ------
     Exception
         What ``ask`` raised: at once if no repetition mends it, otherwise after
-        ``SAFF_STORAGE_PATIENCE`` seconds (600), or those of :func:`patience_of` if they are fewer.
+        ``SAFF_STORAGE_PATIENCE`` seconds (600), or those of :func:`retry_limit` if they are fewer.
     """
     seconds = min(float(os.environ.get(PATIENCE, SECONDS)), _limit.get())
     again = Retrying(
-        retry=retry_if_exception(may_pass),
+        retry=retry_if_exception(is_transient),
         stop=stop_after_delay(seconds),
-        before_sleep=partial(_tell, seconds=seconds),
+        before_sleep=partial(_log_waiting, seconds=seconds),
         wait=wait_random_exponential(FIRST_PAUSE, LONGEST_PAUSE),
         reraise=True,
     )
     return again(ask, *arguments, **options)
 
 
-def _tell(state: RetryCallState, seconds: float) -> None:
+def _log_waiting(state: RetryCallState, seconds: float) -> None:
     """Log now and then what is waited for; an error's own text may hold a signature."""
     now = time.monotonic()
-    if (state.seconds_since_start or 0) < QUIET or now - _told[0] < LONGEST_PAUSE:
+    if (state.seconds_since_start or 0) < QUIET or now - _last_logged[0] < LONGEST_PAUSE:
         return
-    _told[0] = now
+    _last_logged[0] = now
     error = state.outcome.exception() if state.outcome else None
-    why = f"{type(error).__name__} {code_of(error) if error else ''}".rstrip()
+    why = f"{type(error).__name__} {error_code(error) if error else ''}".rstrip()
     LOG.warning("a storage does not answer (%s); it is asked again for %.0f s", why, seconds)
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error of a storage may be gone in a while: throttling, 5xx, resets, time-outs."""
     if not isinstance(error, Exception):
         return False
-    return code_of(error) not in FINAL_CODES and not isinstance(error, FINAL)
+    return error_code(error) not in FINAL_CODES and not isinstance(error, FINAL)
 
 
-def code_of(error: BaseException) -> str | int:
+def error_code(error: BaseException) -> str | int:
     """Give the code with which a store explains an error: S3's word, a web server's status, ''."""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)  # of botocore's errors

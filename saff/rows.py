@@ -4,7 +4,7 @@ import hashlib
 
 from saff import images
 from saff.arrays import AnyArray, Image
-from saff.errors import SettingsError
+from saff.errors import StorageError
 from saff.shards import Row
 from saff.storage import read_bytes
 
@@ -25,13 +25,13 @@ def decode_map(row: Row, column: str) -> AnyArray:
 
     Raises
     ------
-    SettingsError
+    StorageError
         If it is damaged: no fault of the image, but of what is stored.
     """
     try:
         return images.decode_png(row[column], max_pixels=row["height"] * row["width"])
     except images.ImageError as error:
-        raise SettingsError(
+        raise StorageError(
             f"the {column} of {row['image_id']} is damaged ({error}); saff verify names its shard: "
             "remove that, and the job that made it makes it again"
         ) from error

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from itertools import count, takewhile
 from typing import Any
 
-from saff.errors import SettingsError
+import saff
+from saff.errors import SettingsError, StorageError
 from saff.shards import Row
-from saff.storage import Folder, reaching
+from saff.storage import Folder, with_brief_retries
 
 OTHER_OUTPUT = "choose another output, or the settings it has"
 RESTART = "choose the settings it has, another output, or forget what is there with --restart"
@@ -40,7 +41,7 @@ def claim(output: Folder, run: dict[str, Any], remedy: str = OTHER_OUTPUT) -> No
     """
     if is_claimed(output, run, remedy):
         return
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         try:
             output.create("run.json", (json.dumps(run, indent=2) + "\n").encode())
         except FileExistsError:  # another job was faster
@@ -109,7 +110,7 @@ def claim_source(output: Folder, source: str) -> None:
         If they are bound to another source.
     """
     if not is_source_claimed(output, source):
-        with reaching(output.uri):
+        with with_brief_retries(output.uri):
             (output / "manifest").create(SOURCE, (json.dumps({"source": source}) + "\n").encode())
 
 
@@ -133,26 +134,38 @@ def is_source_claimed(output: Folder, source: str) -> bool:
 def _source_of(output: Folder) -> str | None:
     """Source of the images that were taken in before there was a run."""
     folder = output / "manifest"
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         text = folder.read(SOURCE) if folder.exists(SOURCE) else None
     try:
         return None if text is None else str(json.loads(text)["source"])
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise SettingsError(f"{folder.uri}/{SOURCE} is damaged: {error}") from error
+        raise StorageError(f"{folder.uri}/{SOURCE} is damaged: {error}") from error
 
 
 def _load_run(output: Folder) -> dict[str, Any] | None:
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         text = output.read("run.json") if output.exists("run.json") else None
     if text is None:
         return None
     try:
         run = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{output.uri}/run.json is damaged: {error}") from error
+        raise StorageError(f"{output.uri}/run.json is damaged: {error}") from error
     if not isinstance(run, dict):
-        raise SettingsError(f"{output.uri}/run.json is damaged: expected a JSON object")
+        raise StorageError(f"{output.uri}/run.json is damaged: expected a JSON object")
+    _refuse_other_version(run.get("saff", saff.__version__), f"{output.uri}/run.json")
     return run
+
+
+def _refuse_other_version(written_by: Any, name: str) -> None:
+    """Refuse a run of another minor version, whose settings may have other names or meanings."""
+    series, own = (str(v).split(".")[:2] for v in (written_by, saff.__version__))
+    if series != own:
+        raise SettingsError(
+            f"{name} was written by saff {written_by}, and this is saff {saff.__version__}, whose "
+            "settings differ; name another output, or continue this one with "
+            f"pip install 'saff=={'.'.join(series)}.*'"
+        )
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

@@ -33,7 +33,7 @@ from saff.manifests import part_number
 from saff.resize import shrink
 from saff.rows import decode_map, original
 from saff.shards import Row, count_rows, read_all_rows
-from saff.storage import Folder, asked, each
+from saff.storage import Folder, read_each, with_retries
 
 WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
 CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
@@ -114,7 +114,7 @@ def open_corpus(labels: Folder) -> Corpus:
     names = labels.names(".parquet")
     if not names:
         raise SettingsError(f"no labels at {labels.uri}: run saff label first")
-    counted = list(each(count_rows, labels, names))
+    counted = list(read_each(count_rows, labels, names))
     usable = [(n, rows - failed) for n, (rows, failed) in zip(names, counted, strict=True)]
     kept = [(n, count) for n, count in usable if count]
     if not kept:
@@ -237,7 +237,7 @@ class Cache:
 
     def _name(self, part: str) -> str:
         fs, path = self.labels.fs, f"{self.labels.path}/{part}"
-        version = asked(fs, fs.checksum, path)  # another after a retry
+        version = with_retries(fs, fs.checksum, path)  # another after a retry
         text = f"{self.labels.uri} {part} {version} {self.side}"
         return hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz"
 
@@ -312,10 +312,10 @@ def crop(
         A crop within the image; where the scaled image is smaller than the crop, it lies at random
         within it, and what is around is grey and not valid.
     """
-    low, high = np.log(training.scale)
+    low, high = np.log(training.scale_range)
     scale = np.exp(low + (high - low) * rng.random())
     across, down, mirror = rng.random(3)
-    side = training.crop
+    side = training.crop_size
     height, width = pixels.shape[:2]
     if not pixels.size:
         nothing = np.zeros((side, side), np.uint8)
@@ -363,8 +363,8 @@ class Loader:
     def __call__(self, step: int) -> Batch:
         """Samples ``rank``, ``rank + workers``, ... of the batch of a step."""
         training = self.training
-        first = step * training.batch
-        positions = range(first + self.rank, first + training.batch, self.workers)
+        first = step * training.batch_size
+        positions = range(first + self.rank, first + training.batch_size, self.workers)
         crops = []
         for position in positions:
             part, row = draw(self.corpus, training.seed, position)
@@ -377,8 +377,8 @@ class Loader:
 
     def blank(self) -> Batch:
         """Give a batch of that shape which holds nothing."""
-        side = self.training.crop
-        count = len(range(self.rank, self.training.batch, self.workers))
+        side = self.training.crop_size
+        count = len(range(self.rank, self.training.batch_size, self.workers))
         image, confidence = (np.zeros((count, side, side, *c), np.uint8) for c in ((3,), ()))
         return Batch(image, confidence, confidence > 0, [0] * count)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saff.errors import SettingsError
-from saff.storage import Folder, asked
+from saff.errors import StorageError
+from saff.storage import Folder, with_retries
 
 Row = dict[str, Any]
 MANIFEST = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
@@ -65,7 +65,7 @@ def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -
 
     Raises
     ------
-    SettingsError
+    StorageError
         If the file is damaged, or its columns are not of the types that are written here.
     """
     for batch in _batches(folder, name, columns, ROWS_PER_GROUP):
@@ -101,7 +101,7 @@ def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
             ends_early = type(error) is OSError and error.errno is None  # Arrow's
             if not (ends_early or isinstance(error, pa.ArrowException | ValueError | LookupError)):
                 raise
-            raise SettingsError(
+            raise StorageError(
                 f"{(folder / name).uri} is damaged or not of this version of saff: {error}; put "
                 "back a copy of it, or remove it if it holds results, and they are made again"
             ) from error
@@ -109,7 +109,7 @@ def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
 
 def read_all_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -> list[Row]:
     """Rows of a Parquet file at once, as a task reads them that can wait for its storage."""
-    rows: list[Row] = asked(folder.fs, lambda: list(read_rows(folder, name, columns)))
+    rows: list[Row] = with_retries(folder.fs, lambda: list(read_rows(folder, name, columns)))
     return rows
 
 
@@ -138,7 +138,7 @@ def count_rows(folder: Folder, name: str) -> tuple[int, int]:
 
     Raises
     ------
-    SettingsError
+    StorageError
         If the footer is damaged.
     """
     with _opened(folder, name) as table:

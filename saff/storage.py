@@ -24,12 +24,12 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from saff.errors import SettingsError, StorageError
-from saff.retries import BRIEF, code_of, patience_of, patiently
+from saff.errors import SaffError, SettingsError, StorageError
+from saff.retries import BRIEF, call_with_retries, error_code, retry_limit
 
 LOCAL = LocalFileSystem()
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-OWN_WORDS = (OSError, MemoryError, ValueError, TypeError, LookupError, pa.ArrowException)
+OWN_WORDS = (SaffError, OSError, MemoryError, ValueError, TypeError, LookupError, pa.ArrowException)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 OWN_SERVER = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # of another than AWS
 VALIDATION = "AWS_RESPONSE_CHECKSUM_VALIDATION"
@@ -82,9 +82,9 @@ def split_uri(uri: str, signed: bool) -> tuple[str, str]:
             f"a URI {protocol}://...@... holds a user name or password, which would be stored; "
             "give credentials in the environment or by the machine's role, and the URI without them"
         )
-    if not signed and public(uri) != uri:
+    if not signed and redact(uri) != uri:
         raise SettingsError(
-            f"{public(uri)} stands for an address with a query, which may be a signature and "
+            f"{redact(uri)} stands for an address with a query, which may be a signature and "
             "would be stored; name a folder or prefix, or list signed addresses of single images "
             "in a manifest"
         )
@@ -98,7 +98,7 @@ def file_system(protocol: str, uri: str) -> Any:
     try:
         return fsspec.filesystem(protocol, **_options(protocol))
     except Exception as error:  # every protocol raises its own
-        raise SettingsError(f"cannot open {public(uri)}: {error}") from error
+        raise SettingsError(f"cannot open {redact(uri)}: {error}") from error
 
 
 def _options(protocol: str) -> dict[str, Any]:
@@ -115,10 +115,10 @@ def _options(protocol: str) -> dict[str, Any]:
     return {"config_kwargs": {VALIDATION_OPTION: "when_required"}}
 
 
-def public(uri: str) -> str:
+def redact(uri: str) -> str:
     """Leave out of a URI what a message must not repeat: a login, and the query of a web address.
 
-    >>> public("https://user:password@host/cat.jpg?signature=1")
+    >>> redact("https://user:password@host/cat.jpg?signature=1")
     'https://...@host/cat.jpg?...'
     """
     protocol, separator, rest = uri.partition("://")
@@ -145,13 +145,13 @@ def read_bytes(uri: str) -> bytes:
     """
     fs, path = locate(uri, signed=True)
     try:
-        data: bytes = asked(fs, fs.cat_file, path)
+        data: bytes = with_retries(fs, fs.cat_file, path)
     except Exception as error:
-        if public(uri) == uri or isinstance(error, FileNotFoundError | MemoryError):
+        if redact(uri) == uri or isinstance(error, FileNotFoundError | MemoryError):
             raise
         cause = error.__cause__ or error  # its text has the signature
         why = getattr(cause, "message", "") or type(cause).__name__
-        raise OSError(f"no access to {public(uri)}: {why}") from Refusal(code_of(error))
+        raise OSError(f"no access to {redact(uri)}: {why}") from Refusal(error_code(error))
     return data
 
 
@@ -163,8 +163,8 @@ class Refusal(Exception):
         self.status = status
 
 
-def asked(fs: Any, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Ask a file system; one that is not this machine's own may need :func:`patiently`.
+def with_retries(fs: Any, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Ask a file system; one that is not this machine's own may need :func:`call_with_retries`.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def asked(fs: Any, ask: Callable[..., Any], *arguments: Any, **options: Any) -> 
     if is_local(fs):
         return ask(*arguments, **options)
     try:
-        return patiently(ask, *arguments, **options)
+        return call_with_retries(ask, *arguments, **options)
     except OWN_WORDS:
         raise
     except Exception as error:
@@ -182,26 +182,26 @@ def asked(fs: Any, ask: Callable[..., Any], *arguments: Any, **options: Any) -> 
 
 
 @contextmanager
-def telling(uri: str) -> Iterator[None]:
-    """Turn whatever a storage refuses into a SettingsError that names the place.
+def as_storage_error(uri: str) -> Iterator[None]:
+    """Turn whatever a storage refuses into a StorageError that names the place.
 
     Each storage has exceptions of its own, not all of them an OSError.
     """
     try:
         yield
-    except SettingsError:
+    except SaffError:
         raise
     except Exception as error:
         why = str(error) or type(error).__name__
         if isinstance(error, PermissionError) and "://" in uri:
             why += "; check the credentials"
-        raise SettingsError(f"no access to {uri}: {why}") from error
+        raise StorageError(f"no access to {uri}: {why}") from error
 
 
 @contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Be :func:`telling`, and soon: for what a person named, not for a task."""
-    with telling(uri), patience_of(BRIEF):
+def with_brief_retries(uri: str) -> Iterator[None]:
+    """Be :func:`as_storage_error`, and soon: for what a person named, not for a task."""
+    with as_storage_error(uri), retry_limit(BRIEF):
         yield
 
 
@@ -249,14 +249,16 @@ class Folder:
         """Whether a file is there."""
         self.fs.invalidate_cache()
         try:
-            asked(self.fs, self.fs.info, f"{self.path}/{name}")  # fs.exists may swallow any error
+            with_retries(
+                self.fs, self.fs.info, f"{self.path}/{name}"
+            )  # fs.exists may swallow any error
         except NO_FILE:
             return False
         return True
 
     def read(self, name: str) -> bytes:
         """Read a whole file."""
-        data: bytes = asked(self.fs, self.fs.cat_file, f"{self.path}/{name}")
+        data: bytes = with_retries(self.fs, self.fs.cat_file, f"{self.path}/{name}")
         return data
 
     def write(self, name: str, data: bytes) -> None:
@@ -272,15 +274,15 @@ class Folder:
         """
         target = f"{self.path}/{name}"
         if is_local(self.fs):
-            with _scratch(os.path.dirname(target)) as draft, telling_no_space(target):
+            with _scratch(os.path.dirname(target)) as draft, as_no_space_error(target):
                 yield draft
                 _to_disk(draft)
                 os.replace(draft, target)  # atomic within a folder
         else:
-            with telling_no_space(tempfile.gettempdir()), _scratch() as draft:
+            with as_no_space_error(tempfile.gettempdir()), _scratch() as draft:
                 yield draft
                 # an object appears when its upload is complete
-                asked(self.fs, _put, self.fs, draft, target)
+                with_retries(self.fs, _put, self.fs, draft, target)
 
     def create(self, name: str, data: bytes) -> None:
         """Write a whole file that nobody else has written; the same content is no conflict.
@@ -294,7 +296,7 @@ class Folder:
         """
         target = f"{self.path}/{name}"
         with _scratch(self.path if is_local(self.fs) else None) as draft:
-            with telling_no_space(target), open(draft, "wb") as file:
+            with as_no_space_error(target), open(draft, "wb") as file:
                 file.write(data)
             try:
                 if is_local(self.fs):
@@ -303,7 +305,7 @@ class Folder:
                 elif self.exists(name):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
                 else:
-                    asked(self.fs, _put_new, self.fs, draft, target)
+                    with_retries(self.fs, _put_new, self.fs, draft, target)
             except FileExistsError:
                 if self.read(name) != data:  # ours, where an answer was lost and it was asked again
                     raise
@@ -312,7 +314,7 @@ class Folder:
         """Remove a file; one that is not there is no error."""
         self.fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
-            asked(self.fs, self.fs.rm_file, f"{self.path}/{name}")
+            with_retries(self.fs, self.fs.rm_file, f"{self.path}/{name}")
 
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only when nobody is writing."""
@@ -339,7 +341,7 @@ def _put_new(fs: Any, draft: str, target: str) -> None:
     try:
         _put(fs, draft, target, mode="create")
     except OSError as error:
-        if code_of(error) != "NotImplemented":
+        if error_code(error) != "NotImplemented":
             raise
         _put(fs, draft, target)
 
@@ -348,13 +350,13 @@ def _children(fs: Any, folder: str) -> Iterable[str]:
     """What is directly inside a folder; of S3, its objects alone, a page of them in memory."""
     if hasattr(fs, "call_s3"):
         return s3_objects(fs, folder, Delimiter="/")
-    found: list[str] = asked(fs, fs.ls, folder, detail=False)
+    found: list[str] = with_retries(fs, fs.ls, folder, detail=False)
     fs.invalidate_cache()
     return found
 
 
 @contextmanager
-def telling_no_space(place: str) -> Iterator[None]:
+def as_no_space_error(place: str) -> Iterator[None]:
     """Turn a full disk into a StorageError that names it."""
     try:
         yield
@@ -424,7 +426,7 @@ def _is_gone(process: int) -> bool:
 def is_folder(fs: Any, path: str) -> bool:
     """Whether anything is below a path; s3fs itself would list all that is."""
     if not hasattr(fs, "call_s3"):
-        return bool(asked(fs, fs.isdir, path))
+        return bool(with_retries(fs, fs.isdir, path))
     with contextlib.suppress(FileNotFoundError):  # no such bucket
         return next(s3_objects(fs, path, MaxKeys=1), None) is not None
     return False
@@ -438,18 +440,20 @@ def s3_objects(fs: Any, prefix: str, **how: Any) -> Iterator[str]:
     while page["IsTruncated"]:
         token = page.get("NextContinuationToken")
         more = {"ContinuationToken": token} if token else {}
-        page = asked(fs, fs.call_s3, "list_objects_v2", **below, **more)
+        page = with_retries(fs, fs.call_s3, "list_objects_v2", **below, **more)
         keys = (found["Key"] for found in page.get("Contents", ()))
         yield from (f"{bucket}/{key}" for key in keys if not key.endswith("/"))
 
 
-def each(read: Callable[[Folder, str], Any], folder: Folder, names: Iterable[str]) -> Iterator[Any]:
-    """Read many files of a folder, a few at once, in their order; :func:`asked` for each."""
+def read_each(
+    read: Callable[[Folder, str], Any], folder: Folder, names: Iterable[str]
+) -> Iterator[Any]:
+    """Read many files of a folder, a few at once, in their order; :func:`with_retries` for each."""
     names = iter(names)
     context = copy_context()  # threads have none of their caller's patience by themselves
 
     def ask(name: str) -> Any:
-        return context.copy().run(asked, folder.fs, read, folder, name)
+        return context.copy().run(with_retries, folder.fs, read, folder, name)
 
     with ThreadPoolExecutor(READERS) as pool:
         while some := list(islice(names, 4 * READERS)):

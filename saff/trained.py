@@ -31,10 +31,10 @@ from saff.network import Network
 from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
 from saff.shards import Row
-from saff.storage import Folder, reaching
+from saff.storage import Folder, with_brief_retries
 from saff.training import Metrics, State, from_bytes, to_bytes
 
-COLUMNS = ("step", "loss", "accuracy", "rate", "gradient_norm", "samples", "seconds")
+COLUMNS = ("step", "loss", "accuracy", "learning_rate", "gradient_norm", "samples", "seconds")
 WEIGHTS = "weights.pt"
 
 
@@ -112,7 +112,7 @@ class NetworkFolder:
         SettingsError
             If its run.json is damaged.
         """
-        with reaching(self.folder.uri):
+        with with_brief_retries(self.folder.uri):
             if not self.folder.exists("run.json"):
                 return {}
         labels, kinds = read_run(self.folder).get("labels"), {"parts": str, "images": int}
@@ -127,7 +127,7 @@ class NetworkFolder:
 
     def clear(self) -> None:
         """Remove everything, the result first."""
-        with reaching(self.folder.uri):
+        with with_brief_retries(self.folder.uri):
             self.folder.remove(WEIGHTS)
             for name in self.checkpoints.names(""):
                 self.checkpoints.remove(name)
@@ -228,7 +228,7 @@ def load_trained(run: Folder) -> Trained:
         what = "training has not ended" if begun else "there is no trained network"
         raise SettingsError(f"{what} at {folder.uri}: run saff train --output {run.uri}")
     description = read_run(folder)
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         data = folder.read(WEIGHTS)
     try:
         training = Training(**description["training"])

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from saff.backbones.inputs import to_input
 from saff.config import Training
-from saff.errors import SettingsError
+from saff.errors import TrainingError
 from saff.metrics import HALF
 from saff.network import Network
 from saff.network.dropout import set_keys
@@ -31,10 +31,6 @@ from saff.samples import Batch
 MOST_EMPTY = 10  # steps
 MIXED = 0.5  # of a cell's pixels that must be valid and sure for the cell to count
 Metrics = dict[str, float]
-
-
-class TrainingError(SettingsError):
-    """Training that cannot go on and would not if it were repeated."""
 
 
 @dataclass(slots=True)
@@ -86,10 +82,10 @@ def train(
         Where the network is.
     on_step : callable, optional
         Called after each step with ``step`` (from 1), ``loss``, ``accuracy`` (share of the counted
-        cells on whose label the network agrees), ``rate`` (the trunk's), ``gradient_norm``,
-        ``samples`` (of all workers) and ``seconds``.
+        cells on whose label the network agrees), ``learning_rate`` (the trunk's),
+        ``gradient_norm``, ``samples`` (of all workers) and ``seconds``.
     on_checkpoint : callable, optional
-        Called every ``training.checkpoint_every`` steps and after the last, with the state.
+        Called every ``training.checkpoint_interval`` steps and after the last, with the state.
 
     Returns
     -------
@@ -105,7 +101,7 @@ def train(
     bare = cast(Network, getattr(network, "module", network))
     optimiser = make_optimiser(bare, training)
     average = (
-        {k: v.clone() for k, v in floats(bare.state_dict()).items()} if training.average else {}
+        {k: v.clone() for k, v in floats(bare.state_dict()).items()} if training.ema_decay else {}
     )
     start = 0
     if state is not None:
@@ -119,8 +115,10 @@ def train(
     empty = 0  # steps in a row in which no pixel counted
     step = start
     for step, batch in enumerate(batches, start=start + 1):
-        rate = poly_learning_rate(step - 1, training.steps, training.rate, training.power)
-        factor = rate / training.rate * min(1.0, step / (training.warmup + 1))
+        rate = poly_learning_rate(
+            step - 1, training.steps, training.learning_rate, training.poly_power
+        )
+        factor = rate / training.learning_rate * min(1.0, step / (training.warmup_steps + 1))
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * factor
         optimiser.zero_grad(set_to_none=True)
@@ -130,16 +128,18 @@ def train(
         if not math.isfinite(figures.loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"the loss is {figures.loss} and the gradient {norm} at step {step}; set a lower "
-                f"training.rate (it is {training.rate:g}); the last checkpoint stays"
+                f"training.learning_rate (it is {training.learning_rate:g}); the last "
+                "checkpoint stays"
             )
         empty = 0 if figures.cells else empty + 1
         if empty == MOST_EMPTY:
             raise TrainingError(
                 f"no pixel had a label in the {empty} steps before step {step}: the images are "
-                "gone or have changed since they were labelled, or training.doubt is too large"
+                "gone or have changed since they were labelled, or training.ignore_margin is too "
+                "large"
             )
         optimiser.step()
-        update_average(average, bare, training.average, step)
+        update_average(average, bare, training.ema_decay, step)
         now = time.perf_counter()
         if on_step:
             on_step(
@@ -147,14 +147,14 @@ def train(
                     "step": step,
                     "loss": figures.loss,
                     "accuracy": figures.accuracy,
-                    "rate": training.rate * factor,
+                    "learning_rate": training.learning_rate * factor,
                     "gradient_norm": norm,
                     "samples": figures.samples,
                     "seconds": now - began,
                 }
             )
         began = now
-        due = step % training.checkpoint_every == 0 or step == training.steps
+        due = step % training.checkpoint_interval == 0 or step == training.steps
         if on_checkpoint and due:
             on_checkpoint(snapshot(step, bare, optimiser, average))
     return snapshot(step, bare, optimiser, average)
@@ -177,7 +177,9 @@ def gradients(
 ) -> Figures:
     """Set the gradients to those of the mean loss over the whole batch, on every worker."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, cells agreed on, cells counted, samples
-    shares = np.array_split(np.arange(len(batch.keys)), min(training.accumulation, len(batch.keys)))
+    shares = np.array_split(
+        np.arange(len(batch.keys)), min(training.gradient_accumulation_steps, len(batch.keys))
+    )
     for number, share in enumerate(shares):
         last = number == len(shares) - 1
         apart = contextlib.nullcontext() if last else _without_sync(network)
@@ -239,12 +241,12 @@ def reduce_labels(
         Cells of which at least half the pixels are valid and not in doubt.
     """
     level = confidence.float() / 255
-    sure = valid & ((level - 0.5).abs() >= training.doubt)
-    if training.labels == "hard":
+    sure = valid & ((level - 0.5).abs() >= training.ignore_margin)
+    if training.targets == "hard":
         level = (confidence >= HALF).float()
     share = functional.adaptive_avg_pool2d(sure.float(), size)
     target = functional.adaptive_avg_pool2d(level * sure, size) / share.clamp(min=1e-6)
-    if training.labels == "hard":
+    if training.targets == "hard":
         target = (target >= 0.5).float()
     return target, share >= MIXED
 
@@ -307,8 +309,8 @@ def parameter_groups(network: Network, training: Training) -> list[dict[str, Any
                 for p in network.parameters()
                 if (id(p) in new) == in_head and (p.ndim == 1) == is_bias and p.requires_grad
             ]
-            rate = training.rate * (training.head_rate if in_head else 1.0)
-            rate *= training.bias_rate if is_bias else 1.0
+            rate = training.learning_rate * (training.head_learning_rate_factor if in_head else 1.0)
+            rate *= training.bias_learning_rate_factor if is_bias else 1.0
             decay = 0.0 if is_bias else training.weight_decay
             if parameters:
                 groups.append(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from saff.boundaries import Counts, count_matches, match, summarise, suppress
+from saff.boundaries import MatchCounts, count_matches, match, summarise, suppress
 
 FEW = settings(max_examples=40, deadline=None)
 
@@ -65,7 +65,7 @@ def test_thick_edges_are_measured_on_their_crest():
 def test_scores_of_one_and_of_each_threshold():
     right, detected = np.array([[8, 4], [2, 2]]), np.array([[10, 4], [20, 2]])
     found, drawn = np.array([[8, 4], [4, 4]]), np.array([[10, 10], [10, 10]])
-    scores = summarise(Counts(right, detected, found, drawn))
+    scores = summarise(MatchCounts(right, detected, found, drawn))
     np.testing.assert_allclose(scores.precision, [10 / 30, 6 / 6])
     np.testing.assert_allclose(scores.recall, [12 / 20, 8 / 20])
     assert scores.ods == pytest.approx(2 * 0.4 / 1.4)

@@ -154,7 +154,7 @@ def test_an_output_of_another_configuration(call, finished, corpus, dry):
     before = finished.read("run.json")
     text = refusal(call("label", corpus, "--output", finished.path, "--config", "paper", *dry))
     assert text.startswith(f"{finished.path} belongs to another run: ")
-    assert "config.spreads is 2 there and 0 here" in text
+    assert "config.spread_steps is 2 there and 0 here" in text
     assert text.endswith("choose another output, or the settings it has")
     assert finished.read("run.json") == before
 

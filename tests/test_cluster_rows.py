@@ -20,7 +20,7 @@ import saff
 from saff import images, saliency, semantic
 from saff.cluster import LabelPart, describe_run, label_row, plan, preview
 from saff.cluster.image_rows import guarded
-from saff.errors import SettingsError
+from saff.errors import SettingsError, StorageError
 from saff.labeling import label_image, load_models
 from saff.manifests import extend_manifest, list_images
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
@@ -508,7 +508,7 @@ def test_a_preview_refuses_what_a_run_would(corpus, finished, small, tmp_path):
     with pytest.raises(SettingsError, match=r"config\.gamma is 1\.5 there and 2\.0 here"):
         preview(str(corpus), rows, finished, dataclasses.replace(small, gamma=2.0))
     (tmp_path / "file").touch()
-    with pytest.raises(SettingsError, match=f"no access to {tmp_path}/file"):
+    with pytest.raises(StorageError, match=f"no access to {tmp_path}/file"):
         preview(str(corpus), rows, Folder.at(str(tmp_path / "file")), small)
 
 

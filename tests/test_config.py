@@ -14,7 +14,7 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "saliency": "package.module:saliency",
     "edges": "package.module:edges",
     "superpixel_count": 77,
-    "more_superpixels": (50, 60),
+    "extra_superpixel_counts": (50, 60),
     "working_side": 640,
     "max_pixels": 1000,
     "temperature": 0.7,
@@ -24,14 +24,14 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "edge_scale": 1.25,
     "background_below": 0.15,
     "foreground_above": 0.85,
-    "seeds": {"default": "agreement", "paper": "consensus"},
+    "seeds": {"default": "geometric_mean", "paper": "consensus"},
     "balance": False,
     "prior": (0.1, 0.2, 0.3, 0.5),
     "prior_strength": 0.125,
-    "spreads": 5,
+    "spread_steps": 5,
     "gamma": 1.25,
-    "training": Training(steps=77, scale=(0.9, 1.1), network_weights="trunk.pth"),
-    "inference": Inference(sides=(100, 200), mirror=True),
+    "training": Training(steps=77, scale_range=(0.9, 1.1), network_weights="trunk.pth"),
+    "inference": Inference(input_sides=(100, 200), horizontal_flip=True),
 }
 FIELDS = [field.name for field in dataclasses.fields(Config)]
 
@@ -92,9 +92,9 @@ def test_equal_settings_have_one_digest_however_they_are_written(given, same):
 def test_paper_is_the_published_procedure():
     paper = config.paper()
     assert (paper.background_below, paper.foreground_above) == (0.2, 0.6)
-    assert (paper.edge_scale, paper.balance, paper.seeds) == (3.5, True, "agreement")
+    assert (paper.edge_scale, paper.balance, paper.seeds) == (3.5, True, "geometric_mean")
     assert (paper.semantic_unary, paper.semantic_affinity) == ("max_class", "classes")
-    assert (paper.prior_strength, paper.spreads, paper.gamma) == (0.0, 0, 1.0)
+    assert (paper.prior_strength, paper.spread_steps, paper.gamma) == (0.0, 0, 1.0)
     assert (paper.saliency, paper.edges) == ("drfi", "learned")
 
 
@@ -123,8 +123,8 @@ def test_settings_cannot_be_changed_in_place():
         ('{"balance": 1}', "balance must be true or false, got 1"),
         ('{"encoder": 1}', "encoder must be text, got 1"),
         ('{"encoder_weights": 1}', "encoder_weights must be text or null, got 1"),
-        ('{"seeds": "best"}', "seeds must be 'agreement' or 'consensus', got 'best'"),
-        ('{"seeds": ["best"]}', "seeds must be 'agreement' or 'consensus', got"),
+        ('{"seeds": "best"}', "seeds must be 'geometric_mean' or 'consensus', got 'best'"),
+        ('{"seeds": ["best"]}', "seeds must be 'geometric_mean' or 'consensus', got"),
         ('{"prior": [1, 2, 3]}', r"prior must be 4 finite numbers, got \[1, 2, 3\]"),
         ('{"prior": [1, 2, 3, NaN]}', "prior must be 4 finite numbers, got"),
         ('{"prior": [1, 2, 3, true]}', "prior must be 4 finite numbers, got"),
@@ -133,9 +133,18 @@ def test_settings_cannot_be_changed_in_place():
         ('{"training": {"stepz": 5}}', r"unknown settings training\.stepz; known: .*, steps, "),
         ('{"training": {"steps": 0}}', r"training\.steps must be at least 1, got 0"),
         ('{"training": {"steps": 1.5}}', r"training\.steps must be a whole number, got 1\.5"),
-        ('{"training": {"scale": [1]}}', r"training\.scale must be 2 finite numbers, got \[1\]"),
-        ('{"inference": {"sides": 5}}', r"inference\.sides must be a list of whole numbers, got 5"),
-        ('{"inference": {"sides": [0.5]}}', r"inference\.sides must be a list of whole numbers"),
+        (
+            '{"training": {"scale_range": [1]}}',
+            r"training\.scale_range must be 2 finite numbers, got \[1\]",
+        ),
+        (
+            '{"inference": {"input_sides": 5}}',
+            r"inference\.input_sides must be a list of whole numbers, got 5",
+        ),
+        (
+            '{"inference": {"input_sides": [0.5]}}',
+            r"inference\.input_sides must be a list of whole numbers",
+        ),
     ],
 )
 def test_json_that_is_no_configuration_is_refused_by_name(text, message):
@@ -149,9 +158,12 @@ def test_json_that_is_no_configuration_is_refused_by_name(text, message):
         ({"encoder_side": 0}, "encoder_side must be at least 1, got 0"),
         ({"superpixel_count": 0}, "superpixel_count must be at least 1, got 0"),
         ({"superpixel_count": 10**6}, "superpixel_count must be at most 4096, got 1000000"),
-        ({"spreads": 101}, "spreads must be at most 100, got 101"),
-        ({"more_superpixels": (9, 0)}, "more_superpixels must be at least 1, got 0"),
-        ({"more_superpixels": (9, 5000)}, "more_superpixels must be at most 4096, got 5000"),
+        ({"spread_steps": 101}, "spread_steps must be at most 100, got 101"),
+        ({"extra_superpixel_counts": (9, 0)}, "extra_superpixel_counts must be at least 1, got 0"),
+        (
+            {"extra_superpixel_counts": (9, 5000)},
+            "extra_superpixel_counts must be at most 4096, got 5000",
+        ),
         ({"working_side": -5}, "working_side must be at least 1, got -5"),
         ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
@@ -163,7 +175,7 @@ def test_json_that_is_no_configuration_is_refused_by_name(text, message):
         ({"background_below": 0.8}, "expected 0 <= background_below .*, got 0.8 and"),
         ({"foreground_above": 1.1}, "expected 0 <= background_below .* and 1.1"),
         ({"superpixel_count": True}, "superpixel_count must be a whole number, got True"),
-        ({"seeds": "best"}, "seeds must be 'agreement' or 'consensus', got 'best'"),
+        ({"seeds": "best"}, "seeds must be 'geometric_mean' or 'consensus', got 'best'"),
         ({"temperature": "hot"}, "temperature must be a finite number, got 'hot'"),
     ],
 )
@@ -175,13 +187,13 @@ def test_values_that_cannot_work_are_refused_by_name(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"frozen_stages": -1}, "frozen_stages must be at least 0, got -1"),
-        ({"scale": (0.0, 1.0)}, r"scale must be 0 < low <= high, got \[0.0, 1.0\]"),
-        ({"scale": (1.0, 0.5)}, r"scale must be 0 < low <= high, got \[1.0, 0.5\]"),
-        ({"doubt": 0.6}, r"doubt must be in \[0, 0.5\], got 0.6"),
-        ({"rate": 0.0}, "rate must be above 0, got 0.0"),
-        ({"average": 1.0}, r"average must be in \[0, 1\), got 1.0"),
+        ({"scale_range": (0.0, 1.0)}, r"scale_range must be 0 < low <= high, got \[0.0, 1.0\]"),
+        ({"scale_range": (1.0, 0.5)}, r"scale_range must be 0 < low <= high, got \[1.0, 0.5\]"),
+        ({"ignore_margin": 0.6}, r"ignore_margin must be in \[0, 0.5\], got 0.6"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
         ({"optimiser": "adam"}, "optimiser must be 'sgd' or 'adamw', got 'adam'"),
     ],
@@ -193,13 +205,13 @@ def test_a_training_that_cannot_work_is_refused_by_name(values, message):
 
 @pytest.mark.parametrize("sides", [(), (0,)])
 def test_an_inference_that_cannot_work_is_refused_by_name(sides):
-    with pytest.raises(SettingsError, match=r"^inference\.sides must be at least 1"):
-        Inference(sides=sides)
+    with pytest.raises(SettingsError, match=r"^inference\.input_sides must be at least 1"):
+        Inference(input_sides=sides)
 
 
 def test_networks_do_not_decide_what_pseudo_labels_are():
     other = dataclasses.replace(
-        config.default(), training=Training(steps=1), inference=Inference(sides=(1,))
+        config.default(), training=Training(steps=1), inference=Inference(input_sides=(1,))
     )
     assert other.labeling() == config.default().labeling()
     assert other.digest() != config.default().digest()
@@ -208,8 +220,12 @@ def test_networks_do_not_decide_what_pseudo_labels_are():
 
 def test_the_papers_recipe():
     training = config.paper().training
-    assert (training.network, training.crop, training.batch) == ("vgg16", 321, 10)
-    assert (training.steps, training.rate, training.power) == (20_000, 1e-3, 0.9)
+    assert (training.network, training.crop_size, training.batch_size) == ("vgg16", 321, 10)
+    assert (training.steps, training.learning_rate, training.poly_power) == (20_000, 1e-3, 0.9)
     assert (training.optimiser, training.momentum, training.weight_decay) == ("sgd", 0.9, 5e-4)
-    assert (training.labels, training.doubt, training.average) == ("hard", 0.0, 0.0)
-    assert (training.bias_rate, training.head_rate, training.frozen_stages) == (2.0, 10.0, 0)
+    assert (training.targets, training.ignore_margin, training.ema_decay) == ("hard", 0.0, 0.0)
+    assert (
+        training.bias_learning_rate_factor,
+        training.head_learning_rate_factor,
+        training.frozen_stages,
+    ) == (2.0, 10.0, 0)

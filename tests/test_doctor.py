@@ -198,20 +198,20 @@ def test_a_pool_has_place_now_or_once_the_cluster_has_grown():
 
 
 def test_only_what_is_lacking_and_may_come_is_started():
-    def asked(nodes, gpus, growth):
+    def with_retries(nodes, gpus, growth):
         wanted, finding = of_cluster.to_start(nodes, gpus, growth)
         assert finding.ok
         return wanted, finding.told
 
     idle, gpu = dataclasses.replace(NODE, cpus=0.0), dataclasses.replace(NODE, gpus=1.0)
-    assert asked([idle], 2, Growth(math.inf, math.inf)) == (
+    assert with_retries([idle], 2, Growth(math.inf, math.inf)) == (
         ["CPU", "GPU", "GPU"],
         "asks for 1 CPU and 2 GPUs and waits 15 min at most",
     )
-    assert asked([idle], 2, Growth(cpus=8, gpus=1))[0] == ["CPU", "GPU"]
-    assert asked([gpu], 2, Growth(cpus=8, gpus=4))[0] == ["GPU", "GPU"]
-    assert asked([gpu], 1, Growth(cpus=8, gpus=4)) == ([], "nothing, such nodes are there")
-    assert asked([idle], 1, Growth()) == ([], "nothing, this cluster starts no nodes")
+    assert with_retries([idle], 2, Growth(cpus=8, gpus=1))[0] == ["CPU", "GPU"]
+    assert with_retries([gpu], 2, Growth(cpus=8, gpus=4))[0] == ["GPU", "GPU"]
+    assert with_retries([gpu], 1, Growth(cpus=8, gpus=4)) == ([], "nothing, such nodes are there")
+    assert with_retries([idle], 1, Growth()) == ([], "nothing, this cluster starts no nodes")
 
 
 def test_nodes_that_do_not_come_are_told():
@@ -405,10 +405,10 @@ def test_a_run_tells_its_version_and_counts(finished, run_copy, tmp_path):
     assert (finding.ok, finding.told) == (True, f"begun with saff {saff.__version__}; {counts}")
     assert only(on_driver.check_run, str(tmp_path / "new")).told.endswith("holds none yet")
     file = Path(run_copy.path) / "run.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"saff": "0.0.9"}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"saff": "0.2.9"}))
     finding = only(on_driver.check_run, run_copy.uri)
     assert not finding.ok
-    assert finding.remedy.endswith("continue with saff 0.0.9, or choose another output")
+    assert finding.remedy.endswith("continue with saff 0.2.9, or choose another output")
     file.write_text("{")
     assert "run.json is damaged" in only(on_driver.check_run, run_copy.uri).told
 

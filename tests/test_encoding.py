@@ -16,8 +16,8 @@ from saff.encoding import (
     class_vectors,
     context,
     feature_similarity,
+    min_max_normalise,
     semantic_similarity,
-    stretch,
 )
 
 EPSILON = np.finfo(np.float64).eps
@@ -269,7 +269,7 @@ def test_a_region_unlike_the_border_has_the_contrast():
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
 def test_stretch_reaches_from_0_to_1_and_keeps_the_order(values):
     values = np.array(values)
-    stretched = stretch(values)
+    stretched = min_max_normalise(values)
     if np.ptp(values) > 1e-12:
         assert stretched.min() == 0
         assert stretched.max() == 1
@@ -281,8 +281,8 @@ def test_stretch_reaches_from_0_to_1_and_keeps_the_order(values):
 
 
 def test_equal_values_and_rounding_noise_are_stretched_to_zero():
-    np.testing.assert_array_equal(stretch(np.full(3, 0.7)), np.zeros(3))
-    np.testing.assert_array_equal(stretch(np.array([0.3, 0.1 + 0.2])), np.zeros(2))
+    np.testing.assert_array_equal(min_max_normalise(np.full(3, 0.7)), np.zeros(3))
+    np.testing.assert_array_equal(min_max_normalise(np.array([0.3, 0.1 + 0.2])), np.zeros(2))
 
 
 @FEW

@@ -5,7 +5,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from saff.cluster.estimate import choose, measure, preview, told
+from saff.cluster.estimate import choose, describe_estimate, measure, preview
 from saff.cluster.parts import WHOLE, Share
 from saff.errors import SettingsError
 from saff.manifests import extend_manifest, list_images
@@ -38,7 +38,7 @@ def test_a_sample_is_what_the_images_are(corpus, small):
     assert 1000 < sample.written < 200 * 133 * 4
     missing = measure([{"image_id": "x", "uri": str(corpus / "none.jpg")}], small)
     assert (missing.read, missing.written) == (0, 0)
-    assert "0 bytes read" in told(missing, 10, 1, None)
+    assert "0 bytes read" in describe_estimate(missing, 10, 1, None)
 
 
 def test_a_preview_samples_what_is_left(corpus, finished, small, tmp_path):

@@ -42,8 +42,10 @@ FIRST_SEED = 40  # of five that hold every kind of fault between them, and few r
 NOTHING_WRONG = {"lost": 0, "doubled": 0, "different": 0}
 TINY = dataclasses.replace(
     chaos.SMALL,
-    training=Training(crop=64, side=96, batch=4, steps=4, checkpoint_every=2, warmup=1),
-    inference=Inference(sides=(96,)),
+    training=Training(
+        crop_size=64, max_side=96, batch_size=4, steps=4, checkpoint_interval=2, warmup_steps=1
+    ),
+    inference=Inference(input_sides=(96,)),
 )
 
 

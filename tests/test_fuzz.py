@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from saff import config, modelfile
-from saff.errors import SettingsError, WeightsError
+from saff.errors import SaffError, WeightsError
 from saff.images import ImageError, decode, decode_png, encode_png
 from saff.manifests import is_safe_id, read_manifest
 from saff.results import _names, _stem, export_path
@@ -233,8 +233,8 @@ def test_any_manifest_gives_rows_or_one_error(tmp_path, name, files):
     @given(mutated(files))
     def check(data):
         (tmp_path / name).write_bytes(data)
-        rows = outcome(lambda: list(read_manifest(str(tmp_path / name))), SettingsError)
-        if isinstance(rows, SettingsError):
+        rows = outcome(lambda: list(read_manifest(str(tmp_path / name))), SaffError)
+        if isinstance(rows, SaffError):
             assert str(rows).startswith(f"the manifest {tmp_path / name} ")
         else:
             assert all(is_safe_id(row["image_id"]) for row in rows)
@@ -258,8 +258,8 @@ def test_any_shard_gives_rows_of_their_types_or_one_error(tmp_path):
     def check(data):
         (tmp_path / "s").write_bytes(data)
         for reader in readers:
-            found = outcome(reader, SettingsError)
-            if isinstance(found, SettingsError):
+            found = outcome(reader, SaffError)
+            if isinstance(found, SaffError):
                 assert str(found).startswith(f"{tmp_path}/s {UNREADABLE}")
 
     with bounded_memory():
@@ -299,7 +299,7 @@ WRITTEN = [json.dumps(dataclasses.asdict(make())).encode() for make in config.NA
 @example('{"gamma": 1e999}')
 @example('{"gamma": ' + "9" * 400 + "}")
 def test_any_settings_are_settings_or_one_error(text):
-    with contextlib.suppress(SettingsError):
+    with contextlib.suppress(SaffError):
         assert config.from_json(text).digest()
 
 

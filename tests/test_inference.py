@@ -16,7 +16,7 @@ from saff.inference import predict, predict_many, refine, to_working_size
 from saff.network import deeplab_v2
 from saff.superpixels import slic
 
-ONE = Inference(sides=(64,))
+ONE = Inference(input_sides=(64,))
 
 
 class Brightness(nn.Module):
@@ -44,7 +44,7 @@ def photos():
 
 def test_a_map_has_the_size_of_its_image_and_follows_it(photos):
     for image in photos:
-        found = predict(Brightness(), image, Inference(sides=(128,)))
+        found = predict(Brightness(), image, Inference(input_sides=(128,)))
         assert found.shape == image.shape[:2]
         assert found.dtype == np.float32
         assert 0 <= found.min() <= found.max() <= 1
@@ -54,11 +54,11 @@ def test_a_map_has_the_size_of_its_image_and_follows_it(photos):
 
 def test_scales_and_mirror_images_are_averaged(network, photos):
     image = photos[0]
-    single = [predict(network, image, Inference(sides=(side,))) for side in (64, 96, 128)]
-    both = predict(network, image, Inference(sides=(64, 96, 128)))
+    single = [predict(network, image, Inference(input_sides=(side,))) for side in (64, 96, 128)]
+    both = predict(network, image, Inference(input_sides=(64, 96, 128)))
     np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
     mirrored = predict(network, np.ascontiguousarray(image[:, ::-1]), ONE)[:, ::-1]
-    found = predict(network, image, dataclasses.replace(ONE, mirror=True))
+    found = predict(network, image, dataclasses.replace(ONE, horizontal_flip=True))
     expected = (predict(network, image, ONE) + mirrored) / 2
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_scales_and_mirror_images_are_averaged(network, photos):
 def test_company_changes_nothing(network, photos, refinement, batch, monkeypatch):
     """To the last bit: alone, with images of its size and with others, in any order."""
     monkeypatch.setattr(inference, "batch_on", lambda device: batch)
-    how = Inference(sides=(64, 96), mirror=True, refinement=refinement)
+    how = Inference(input_sides=(64, 96), horizontal_flip=True, refinement=refinement)
     alone = [predict(network, image, how) for image in photos]
     together = predict_many(network, photos, how)
     backwards = predict_many(network, photos[::-1], how)[::-1]

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 import saff
 from saff import config, labeling
-from saff.encoding import context, stretch
+from saff.encoding import context, min_max_normalise
 from saff.errors import SettingsError
 from saff.labeling import (
     Models,
@@ -69,7 +69,7 @@ def assert_labeled(labeled, image, settings):
     assert isinstance(labeled.fallback, str)
     missing = 0 in (labeled.seeds_foreground, labeled.seeds_background)
     assert ("seeds" in labeled.fallback) == missing
-    if not settings.spreads:
+    if not settings.spread_steps:
         plain = labeled.features @ labeled.weights + labeled.bias
         rounding = np.abs(labeled.weights).sum() * FLOAT32  # of features stored as float32
         np.testing.assert_allclose(labeled.scores, np.clip(plain, 0, 1), 0, rounding)
@@ -152,9 +152,9 @@ def test_context_crosses_the_two_kinds(labeled):
     semantic, semantic_context, saliency, saliency_context = result.features.T.astype(np.float64)
     atol = 1e-5  # features are stored as float32, whose rounding a stretch magnifies
     np.testing.assert_allclose(semantic, unary_s, 0, atol)
-    expected = stretch(context(similarity_a, semantic))  # Eq. 4
+    expected = min_max_normalise(context(similarity_a, semantic))  # Eq. 4
     np.testing.assert_allclose(semantic_context, expected, 0, atol)
-    expected = stretch(context(similarity_s, saliency))  # Eq. 3
+    expected = min_max_normalise(context(similarity_s, saliency))  # Eq. 3
     np.testing.assert_allclose(saliency_context, expected, 0, atol)
 
 
@@ -416,7 +416,7 @@ def test_an_edge_map_counts_in_units_of_its_average():
 
 def test_several_cuts_are_averaged_on_the_regions_of_the_first(photographs, small):
     image = photographs["coffee"]
-    several = dataclasses.replace(small, more_superpixels=(20, 35))
+    several = dataclasses.replace(small, extra_superpixel_counts=(20, 35))
     labeled = label_image(image, several)
     assert_labeled(labeled, image, several)
     alone = [
@@ -426,7 +426,7 @@ def test_several_cuts_are_averaged_on_the_regions_of_the_first(photographs, smal
     np.testing.assert_array_equal(labeled.superpixels, label_image(image, small).superpixels)
     mean = region_means(np.mean(alone, axis=0)[None], labeled.superpixels)[:, 0]
     np.testing.assert_allclose(labeled.scores, mean, atol=1e-6)
-    one = dataclasses.replace(small, more_superpixels=(60, 60))
+    one = dataclasses.replace(small, extra_superpixel_counts=(60, 60))
     np.testing.assert_allclose(
         label_image(image, one).confidence, label_image(image, small).confidence, atol=1e-6
     )
@@ -434,7 +434,7 @@ def test_several_cuts_are_averaged_on_the_regions_of_the_first(photographs, smal
 
 def test_a_map_is_spread_as_the_score_is(photographs, small):
     image = photographs["chelsea"]
-    small = dataclasses.replace(small, spreads=1)
+    small = dataclasses.replace(small, spread_steps=1)
     labeled = label_image(image, small)
     scores = np.clip(labeled.features @ labeled.weights + labeled.bias, 0, 1)
     before = scores.astype(np.float32)[labeled.superpixels]

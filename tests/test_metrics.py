@@ -24,9 +24,9 @@ from saff.metrics import (
     curve_csv,
     curve_svg,
     f_measure,
+    normalise_to_255,
     precision_recall,
     read_truth,
-    stretch,
 )
 
 EPSILON = np.finfo(np.float64).eps
@@ -242,9 +242,9 @@ def test_a_beta_squared_that_is_no_weight_is_refused(beta_squared):
 @given(SEEDS)
 def test_stretch_matches_fractions_and_keeps_levels_apart(seed):
     confidence, _, _ = picture(seed)
-    stretched = stretch(confidence)
+    stretched = normalise_to_255(confidence)
     np.testing.assert_array_equal(stretched, stretch_metrics_oracle(confidence), strict=True)
-    np.testing.assert_array_equal(stretch(stretched), stretched)
+    np.testing.assert_array_equal(normalise_to_255(stretched), stretched)
     assert np.unique(stretched).size == np.unique(confidence).size
 
 
@@ -252,11 +252,11 @@ def test_stretch_rounds_as_fractions_do_for_every_span():
     for span in range(1, 256):  # halves, to even, among them: 255 / 6 is 42.5
         levels = np.arange(255 - span, 256)
         expected = [round(Fraction(255 * step, span)) for step in range(span + 1)]
-        assert stretch(levels).tolist() == expected
+        assert normalise_to_255(levels).tolist() == expected
 
 
 def test_stretch_takes_any_range():
-    stretched = stretch(np.array([[-1.0, 0.0], [0.5, 3.0]], np.float32))
+    stretched = normalise_to_255(np.array([[-1.0, 0.0], [0.5, 3.0]], np.float32))
     assert stretched.tolist() == [[0, 64], [96, 255]]  # 63.75 and 95.625
     assert stretched.dtype == np.uint8
 
@@ -264,7 +264,7 @@ def test_stretch_takes_any_range():
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_flat_map_is_stretched_to_0(level):
     flat = np.full((2, 3), level, np.uint8)
-    np.testing.assert_array_equal(stretch(flat), np.zeros((2, 3), np.uint8), strict=True)
+    np.testing.assert_array_equal(normalise_to_255(flat), np.zeros((2, 3), np.uint8), strict=True)
     truth = np.eye(2, 3, dtype=bool)
     recall = evaluation_of([(flat, truth)]).curve().recall
     assert recall.tolist() == [1.0] + [0.0] * 255
@@ -273,7 +273,7 @@ def test_a_flat_map_is_stretched_to_0(level):
 @pytest.mark.parametrize("values", [[[np.nan, 1.0]], [[np.inf, 1.0]], [[]]])
 def test_a_map_that_cannot_be_stretched_is_named(values):
     with pytest.raises(ValueError, match=r"finite numbers, got NaN, infinity or no pixel .*\(1, "):
-        stretch(np.array(values))
+        normalise_to_255(np.array(values))
 
 
 def test_the_three_averages_on_a_worked_example():
@@ -358,7 +358,7 @@ def test_stretching_moves_neither_the_best_of_an_image_nor_its_mask(seed):
     for name in ("mae", "iou", "accuracy"):
         assert stretched[name] == expected[name]
     confidence, truth, valid = image
-    shown = evaluation_of([(stretch(confidence), truth, valid)], normalise=False)
+    shown = evaluation_of([(normalise_to_255(confidence), truth, valid)], normalise=False)
     np.testing.assert_array_equal(shown.sums["f"], evaluation_of([image]).sums["f"])
 
 

@@ -151,8 +151,8 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
     session = onnxruntime.InferenceSession(lite_onnx.model, providers=["CPUExecutionProvider"])
     (probability,) = session.run([gives["name"]], {given["name"]: x})[0]
 
-    assert longer == max(config.default().inference.sides)
-    inference = dataclasses.replace(config.default().inference, sides=(longer,))
+    assert longer == max(config.default().inference.input_sides)
+    inference = dataclasses.replace(config.default().inference, input_sides=(longer,))
     network = load_trained(lite).network
     assert (height, width) == size_in_multiples(photograph.shape, longer, network.multiple)
     expected = predict(network, resized, inference)

@@ -43,13 +43,21 @@ from test_job import nodes
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parent.parent
-TRAINING = Training(crop=64, side=96, batch=4, steps=6, checkpoint_every=2, warmup=1)
-INFERENCE = Inference(sides=(96,))
+TRAINING = Training(
+    crop_size=64, max_side=96, batch_size=4, steps=6, checkpoint_interval=2, warmup_steps=1
+)
+INFERENCE = Inference(input_sides=(96,))
 SETTINGS = {
     "encoder_side": 64,
     "superpixel_count": 60,
-    "training": {"crop": 64, "side": 96, "batch": 4, "checkpoint_every": 2, "warmup": 1},
-    "inference": {"sides": [96]},
+    "training": {
+        "crop_size": 64,
+        "max_side": 96,
+        "batch_size": 4,
+        "checkpoint_interval": 2,
+        "warmup_steps": 1,
+    },
+    "inference": {"input_sides": [96]},
 }
 
 
@@ -162,7 +170,7 @@ def test_an_image_that_a_training_cannot_read_is_told_with_its_step(output, tmp_
     for name in labels.names(".parquet"):
         rows = [row | {"uri": str(loop)} for row in read_rows(labels, name)]
         write_rows(labels, name, rows, PSEUDO_LABELS)
-    cache = Cache(labels, TRAINING.side, tmp_path / "cache")
+    cache = Cache(labels, TRAINING.max_side, tmp_path / "cache")
     row = Feed(Loader(open_corpus(labels), TRAINING, cache), start=2)({"id": 1})
     said = r"OSError: .*levels of symbolic links.* \(at step 4 on .*\); no image is at fault"
     assert re.match(said, row["fault"])
@@ -212,7 +220,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
 
 
 def test_what_no_repetition_mends_ends_it_with_one_line(output):
-    wild = dataclasses.replace(TRAINING, optimiser="sgd", rate=1e30, warmup=0)
+    wild = dataclasses.replace(TRAINING, optimiser="sgd", learning_rate=1e30, warmup_steps=0)
     with pytest.raises(TrainingError, match=r"^the loss is .* set a lower training\.rate"):
         train_network(output, wild)
     assert not (output / "network").exists("weights.pt")
@@ -256,8 +264,10 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
         if row["error_kind"] is None:
             expected = encode_prediction(predict(network, images.read(row["uri"]), INFERENCE))
             assert expected.items() <= row.items()
-    with pytest.raises(SettingsError, match=r"inference\.mirror is False there and True here"):
-        predict_corpus(trained_once, trained_once, dataclasses.replace(INFERENCE, mirror=True))
+    with pytest.raises(SettingsError, match=r"horizontal_flip is False there and True"):
+        predict_corpus(
+            trained_once, trained_once, dataclasses.replace(INFERENCE, horizontal_flip=True)
+        )
     with pytest.raises(SettingsError, match="1 GPUs were asked for"):
         predict_corpus(trained_once, trained_once, INFERENCE, gpus=1, restart=True)
     assert predictions_of(trained_once) == rows

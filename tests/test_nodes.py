@@ -19,7 +19,9 @@ from test_job import JOB, SETTINGS, SMALL, nodes, run, stored
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-TRAINING = Training(crop=64, side=96, batch=4, steps=4, checkpoint_every=2, warmup=1)
+TRAINING = Training(
+    crop_size=64, max_side=96, batch_size=4, steps=4, checkpoint_interval=2, warmup_steps=1
+)
 GIB = 2**30
 
 

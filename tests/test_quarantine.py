@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saff.cluster.parts import Stage
+from saff.cluster.parts import StageWriter
 from saff.cluster.quarantine import MOST_DEATHS, begin, tidy
 from saff.shards import MANIFEST, PREDICTIONS, read_rows
 from saff.storage import Folder
@@ -23,7 +23,7 @@ def stage(tmp_path):
     rows = [{"image_id": name, "uri": f"/photos/{name}"} for name in NAMES]
     with (output / "manifest").replacing(PART) as path:
         pq.write_table(pa.Table.from_pylist(rows, MANIFEST), path)
-    return Stage(output, "predictions", PREDICTIONS)
+    return StageWriter(output, "predictions", PREDICTIONS)
 
 
 def fine(rows):

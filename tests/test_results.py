@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from saff import images, metrics
-from saff.errors import SettingsError
+from saff.errors import SettingsError, StorageError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
 from saff.results import export, export_path, picture, to_png, write_report
@@ -51,7 +51,7 @@ def failed(image_id, kind="truncated", error="image is a truncated JPEG file"):
 def a_run(folder, rows, shard=4):
     """A finished run of these rows, ``shard`` of them in a shard."""
     output = Folder.at(str(folder / "run"))
-    claim(output, {"saff": "0.1.0", "config": {"gamma": 1.6}, "digest": "0f" * 32})
+    claim(output, {"saff": "0.2.0", "config": {"gamma": 1.6}, "digest": "0f" * 32})
     for start in range(0, len(rows), shard):
         name = f"part-{start // shard:07d}.parquet"
         write_rows(output / STAGE, name, rows[start : start + shard], PSEUDO_LABELS)
@@ -247,7 +247,7 @@ def test_images_above_the_default_limit_are_drawn(tmp_path, monkeypatch, what):
 def test_a_folder_that_cannot_be_written_is_named(finished, tmp_path):
     (tmp_path / "file").touch()
     for to in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SettingsError, match=f"no access to {to}/"):
+        with pytest.raises(StorageError, match=f"no access to {to}/"):
             export(finished, to, "mask")
 
 
@@ -380,7 +380,7 @@ def test_an_evaluation_that_cannot_be_written_is_named(tmp_path):
     output = a_run(tmp_path, [labelled(tmp_path, "a.jpg")])
     write_truth(tmp_path / "truth" / "a.png", *truths(), "binary")
     (tmp_path / "run" / "evaluation").touch()
-    with pytest.raises(SettingsError, match=r"no access to .*/run/evaluation/pseudo_labels: "):
+    with pytest.raises(StorageError, match=r"no access to .*/run/evaluation/pseudo_labels: "):
         evaluate(output, str(tmp_path / "truth"), "binary", STAGE)
 
 
@@ -454,7 +454,7 @@ def test_a_run_in_which_everything_failed_has_a_report(tmp_path):
 def test_a_report_that_cannot_be_written_is_named(tmp_path):
     output = a_run(tmp_path, [labelled(tmp_path, "a.jpg")])
     (tmp_path / "run" / "report").touch()
-    with pytest.raises(SettingsError, match=r"no access to .*/run/report: "):
+    with pytest.raises(StorageError, match=r"no access to .*/run/report: "):
         write_report(output)
 
 
@@ -498,7 +498,7 @@ def write_csv(output, name, lines):
 
 
 def write_steps(output, name, steps, loss=0.5):
-    names = ("step", "loss", "accuracy", "rate", "gradient_norm", "samples", "seconds")
+    names = ("step", "loss", "accuracy", "learning_rate", "gradient_norm", "samples", "seconds")
     lines = [(n, loss / n, 0.75, 0.01, 1.0, 8, 0.25) for n in range(1, steps + 1)]
     write_csv(
         output, name + "/metrics.csv", [dict(zip(names, line, strict=True)) for line in lines]
@@ -555,7 +555,7 @@ def test_a_run_of_predictions_alone_has_a_report(tmp_path):
     others = [predicted(row) for row in rows]
     others[3] |= {"confidence": None, "error": "cut short", "error_kind": "truncated"}
     output = Folder.at(str(tmp_path / "new"))
-    claim(output, {"saff": "0.1.0", "network": "ab" * 32, "digest": "0e" * 32, "source": "photos"})
+    claim(output, {"saff": "0.2.0", "network": "ab" * 32, "digest": "0e" * 32, "source": "photos"})
     write_predictions(output, others, shard=2)
     claim(output / "predictions", {"inference": {"scales": [0.5, 1.0]}, "digest": "0d" * 32})
     page = page_of(output)
@@ -567,7 +567,7 @@ def test_a_run_of_predictions_alone_has_a_report(tmp_path):
     assert "None" not in page
     assert cards_of(page_of(output, max_cards=2)) == ["0.jpg", "2.jpg"]
     nothing = Folder.at(str(tmp_path / "nothing"))
-    claim(nothing, {"saff": "0.1.0", "digest": "0e" * 32})
+    claim(nothing, {"saff": "0.2.0", "digest": "0e" * 32})
     with pytest.raises(SettingsError, match="has no pseudo_labels yet; run that job first"):
         write_report(nothing)
 

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import ClientResponseError
 
 from saff import retries
-from saff.retries import patience_of, patiently
+from saff.retries import call_with_retries, retry_limit
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ class Busy:
 )
 def test_what_may_pass_is_waited_for(quick, error):
     busy = Busy(error, 5)
-    assert patiently(busy, 1, name="x") == ((1,), {"name": "x"})
+    assert call_with_retries(busy, 1, name="x") == ((1,), {"name": "x"})
     assert busy.asked == 6
 
 
@@ -46,7 +46,7 @@ def test_what_may_pass_is_waited_for(quick, error):
 def test_what_no_repetition_mends_is_raised_at_once(quick, kind):
     busy = Busy(kind("no"), 1)
     with pytest.raises(kind, match="no"):
-        patiently(busy)
+        call_with_retries(busy)
     assert busy.asked == 1
 
 
@@ -54,24 +54,24 @@ def test_patience_ends_with_the_last_error(quick):
     busy = Busy(ConnectionError("still down"), 10**6)
     start = time.monotonic()
     with pytest.raises(ConnectionError, match="still down"):
-        patiently(busy)
+        call_with_retries(busy)
     assert 0.5 < time.monotonic() - start < 5
     assert busy.asked > 5
 
 
 def test_a_person_does_not_wait(quick):
     busy = Busy(ConnectionError("down"), 1)
-    with patience_of(0), pytest.raises(ConnectionError):
-        patiently(busy)
+    with retry_limit(0), pytest.raises(ConnectionError):
+        call_with_retries(busy)
     assert busy.asked == 1
-    assert patiently(busy) == ((), {})  # and a task waits again afterwards
+    assert call_with_retries(busy) == ((), {})  # and a task waits again afterwards
 
 
 def test_a_long_wait_is_told_now_and_then_without_the_errors_words(quick, monkeypatch, caplog):
     monkeypatch.setattr(retries, "QUIET", 0.1)
-    monkeypatch.setattr(retries, "_told", [-math.inf])
+    monkeypatch.setattr(retries, "_last_logged", [-math.inf])
     with pytest.raises(ConnectionError):
-        patiently(Busy(ConnectionError("https://host/?signature=1"), 10**6))
+        call_with_retries(Busy(ConnectionError("https://host/?signature=1"), 10**6))
     said = "a storage does not answer (ConnectionError); it is asked again for 1 s"
     assert set(caplog.messages) == {said}
     assert len(caplog.messages) < 60  # pauses of 0.02 s
@@ -80,8 +80,8 @@ def test_a_long_wait_is_told_now_and_then_without_the_errors_words(quick, monkey
 def test_a_person_waits_a_little(quick):
     busy = Busy(ConnectionError("down"), 10**6)
     start = time.monotonic()
-    with patience_of(0.2), patience_of(5), pytest.raises(ConnectionError):
-        patiently(busy)
+    with retry_limit(0.2), retry_limit(5), pytest.raises(ConnectionError):
+        call_with_retries(busy)
     assert 0.1 < time.monotonic() - start < 0.8
     assert busy.asked > 2
 
@@ -92,14 +92,14 @@ def test_a_web_server_that_refuses_is_believed(quick, status, asked):
     busy = Busy(error, 2)
     if asked == 1:
         with pytest.raises(ClientResponseError):
-            patiently(busy)
+            call_with_retries(busy)
     else:
-        patiently(busy)
+        call_with_retries(busy)
     assert busy.asked == asked
 
 
 def test_an_interrupt_is_no_fault_of_the_storage(quick):
     busy = Busy(KeyboardInterrupt(), 1)
     with pytest.raises(KeyboardInterrupt):
-        patiently(busy)
+        call_with_retries(busy)
     assert busy.asked == 1

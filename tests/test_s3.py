@@ -262,7 +262,9 @@ def test_results_are_taken_out_of_a_bucket(in_bucket, bucket, tmp_path, photogra
 
 
 def test_a_network_is_trained_and_asked_in_a_bucket(in_bucket, tmp_path):
-    training = Training(crop=32, side=64, batch=2, steps=4, checkpoint_every=2, keep_checkpoints=1)
+    training = Training(
+        crop_size=32, max_side=64, batch_size=2, steps=4, checkpoint_interval=2, keep_checkpoints=1
+    )
     corpus = open_corpus(in_bucket / "pseudo_labels")
     results = NetworkFolder(in_bucket / "network")
     run = describe(training, corpus, {"stage": "pseudo_labels", "digest": "d"})
@@ -291,7 +293,7 @@ def test_a_network_is_trained_and_asked_in_a_bucket(in_bucket, tmp_path):
     assert results.checkpoints.names("") == ["step-00000004.pt"]
     assert [row["step"] for row in results.read_metrics()] == [1, 2, 3, 4]
 
-    part = PredictPart(in_bucket, "predictions", in_bucket, Inference(sides=(64,)))
+    part = PredictPart(in_bucket, "predictions", in_bucket, Inference(input_sides=(64,)))
     counts = [part({"part": name}) for name in (in_bucket / "manifest").names(".parquet")]
     assert sum(c["images"] for c in counts) == 7
     assert sum(c["failed"] for c in counts) == 3

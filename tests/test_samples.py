@@ -15,7 +15,7 @@ from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
 
-TRAINING = Training(crop=32, side=64, batch=4, steps=5)
+TRAINING = Training(crop_size=32, max_side=64, batch_size=4, steps=5)
 
 
 def corpus_of(counts):
@@ -200,7 +200,7 @@ def gradient(height, width):
 
 def test_a_crop_is_a_window_of_the_image():
     pixels = gradient(60, 80)
-    training = dataclasses.replace(TRAINING, scale=(1.0, 1.0))
+    training = dataclasses.replace(TRAINING, scale_range=(1.0, 1.0))
     image, confidence, valid = crop(pixels, Fixed(0.3, 0.5, 0.25, 0.9), training)
     np.testing.assert_array_equal(image, pixels[7:39, 24:56, :3])
     np.testing.assert_array_equal(confidence, pixels[7:39, 24:56, 3])
@@ -212,7 +212,7 @@ def test_a_crop_is_a_window_of_the_image():
 
 def test_a_small_image_lies_within_the_crop():
     pixels = np.full((20, 24, 4), 200, np.uint8)
-    training = dataclasses.replace(TRAINING, scale=(1.0, 1.0))
+    training = dataclasses.replace(TRAINING, scale_range=(1.0, 1.0))
     image, confidence, valid = crop(pixels, Fixed(0.0, 0.5, 0.5, 0.9), training)
     expected = np.zeros((32, 32), bool)
     expected[6:26, 4:28] = True
@@ -233,7 +233,7 @@ def test_a_crop_of_any_image_has_its_size(seed, height, width):
 
 
 def test_scales_are_as_likely_small_as_large():
-    training = dataclasses.replace(TRAINING, scale=(0.5, 2.0))
+    training = dataclasses.replace(TRAINING, scale_range=(0.5, 2.0))
     pixels = gradient(200, 200)
     bare = crop(pixels, Fixed(0.5, 0.0, 0.0, 0.9), training)[0]  # the middle of the range
     np.testing.assert_array_equal(bare, pixels[:32, :32, :3])

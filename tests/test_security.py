@@ -29,7 +29,7 @@ from saff.cluster import LabelPart, label_row
 from saff.cluster.parts import plan
 from saff.config import Training
 from saff.edges import load as load_edges
-from saff.errors import SettingsError
+from saff.errors import SaffError
 from saff.evaluation import evaluate
 from saff.images import encode_png
 from saff.manifests import extend_manifest, read_manifest
@@ -76,7 +76,7 @@ def call(call):
 
 def refused(function, *arguments, **options):
     """Message of the one-line error that is expected."""
-    with pytest.raises(cli.SettingsError) as caught:
+    with pytest.raises(cli.SaffError) as caught:
         function(*arguments, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -423,7 +423,7 @@ def test_the_storages_own_errors_are_not_called_damage(run_copy, monkeypatch, er
     for reader in (lambda f: list(read_rows(f, name)), lambda f: count_rows(f, name)):
         with pytest.raises(type(error), match=str(error.args[-1])) as caught:
             reader(Folder(fs, "/run"))
-        assert not isinstance(caught.value, cli.SettingsError)
+        assert not isinstance(caught.value, cli.SaffError)
 
 
 # Sizes
@@ -456,7 +456,7 @@ def test_a_bomb_is_a_row_and_no_mask_or_map(tmp_path, small, monkeypatch):
     row = label_row("a.png", str(tmp_path / "a.png"), small)
     assert row["error_kind"] == "too_many_pixels"
     stored = {"image_id": "a.png", "confidence": bomb, "height": 200, "width": 300}
-    with pytest.raises(SettingsError, match=r"of a\.png is damaged \(image announces 60000 x"):
+    with pytest.raises(SaffError, match=r"of a\.png is damaged \(image announces 60000 x"):
         decode_map(stored, "confidence")
     for truth_format in ("voc", "binary"):
         with pytest.raises(ValueError, match="cannot be read: Image size"):
@@ -468,7 +468,9 @@ def test_a_bomb_is_a_row_and_no_mask_or_map(tmp_path, small, monkeypatch):
 
 def a_labelled_run(folder, ids):
     output = Folder.at(str(folder / "run"))
-    output.write("run.json", json.dumps({"saff": "0", "config": {}, "digest": "0" * 64}).encode())
+    output.write(
+        "run.json", json.dumps({"saff": "0.2.0", "config": {}, "digest": "0" * 64}).encode()
+    )
     row = dict.fromkeys(PSEUDO_LABELS.names) | {"uri": "/x", "height": 2, "width": 3}
     row["confidence"] = encode_png(np.full((2, 3), 200, np.uint8))
     rows = [row | {"image_id": image_id} for image_id in ids]

@@ -17,12 +17,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings, strategies as st
 
 from saff import manifests, runs, storage
-from saff.errors import SettingsError
+from saff.errors import SaffError, SettingsError, StorageError
 from saff.ids import Ids
 from saff.manifests import extend_manifest, is_safe_id, list_images, new_rows, read_manifest
 from saff.runs import claim, read_run
 from saff.shards import MANIFEST, PSEUDO_LABELS, count_rows, read_column, read_rows, write_rows
-from saff.storage import Folder, locate, reaching, read_bytes
+from saff.storage import Folder, locate, read_bytes, with_brief_retries
 
 ODD_NAMES = [
     "a b.jpg",
@@ -39,7 +39,7 @@ ODD_NAMES = [
     "quote'\".jpg",
     "no extension",
 ]
-RUN = {"saff": "0.1.0", "config": {"count": 300, "saliency": "rbd"}, "weights": {"encoder": "0f"}}
+RUN = {"saff": "0.2.0", "config": {"count": 300, "saliency": "rbd"}, "weights": {"encoder": "0f"}}
 RUN |= {"digest": "d1", "source": "/photos"}
 
 
@@ -71,7 +71,7 @@ def rows_called(*names):
 
 def message_of(call, *arguments):
     """What a user reads: one line, whatever the error behind it."""
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(SaffError) as caught:
         list(call(*arguments) or ())
     return " ".join(str(caught.value).split())
 
@@ -582,11 +582,11 @@ def test_an_output_belongs_to_the_run_that_claimed_it(folder):
         ({"config": {"count": 300}}, "config.saliency is 'rbd' there and None here"),
         ({"config": RUN["config"] | {"new": 1}}, "config.new is None there and 1 here"),
         ({"weights": {"encoder": "1e"}}, "weights.encoder is '0f' there and '1e' here"),
-        ({"saff": "0.2.0"}, "saff is '0.1.0' there and '0.2.0' here"),
+        ({"saff": "0.2.1"}, "saff is '0.2.0' there and '0.2.1' here"),
         ({"source": "/p"}, "source is '/photos' there and '/p' here"),
         (
             {"saff": "1", "source": "/p"},
-            "saff is '0.1.0' there and '1' here; source is '/photos' there and '/p' here",
+            "saff is '0.2.0' there and '1' here; source is '/photos' there and '/p' here",
         ),
     ],
 )
@@ -605,6 +605,14 @@ def test_a_damaged_run_json_is_named(folder, content):
     for call in (lambda: claim(folder, RUN), lambda: read_run(folder)):
         assert message_of(call).startswith(f"{folder.uri}/run.json is damaged: ")
     assert folder.read("run.json") == content
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.3.1", "1.2.0", 7])
+def test_a_run_of_another_version_is_refused_by_name(folder, version):
+    folder.write("run.json", json.dumps({"saff": version, "training": {"crop": 321}}).encode())
+    said = f"{folder.uri}/run.json was written by saff {version}, and this is saff"
+    for call in (lambda: claim(folder, RUN), lambda: read_run(folder)):
+        assert message_of(call).startswith(said)
 
 
 def test_a_folder_without_run_json_is_no_run(folder):
@@ -648,7 +656,10 @@ def test_any_refusal_of_a_storage_is_one_line():
 
 
 def test_a_refusal_without_words_is_named_by_its_kind():
-    with pytest.raises(SettingsError, match="no access to x: TimeoutError"), reaching("x"):
+    with (
+        pytest.raises(StorageError, match="no access to x: TimeoutError"),
+        with_brief_retries("x"),
+    ):
         raise TimeoutError
 
 

@@ -90,8 +90,8 @@ def test_tables_and_figures_are_written(tree, tmp_path, monkeypatch):
     try:
         how = dataclasses.replace(
             config.default(),
-            training=Training(crop=64, side=96, batch=3, steps=2),
-            inference=Inference(sides=(64,)),
+            training=Training(crop_size=64, max_side=96, batch_size=3, steps=2),
+            inference=Inference(input_sides=(64,)),
         )
         said = []
         page = make_tables(tree, Folder.at(str(tmp_path / "out")), how, say=said.append)

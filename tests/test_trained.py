@@ -124,8 +124,8 @@ def test_clearing_leaves_nothing_to_continue_from(done):
 
 
 def test_a_training_of_another_kind_is_refused(done, labels):
-    other = describe(dataclasses.replace(TRAINING, crop=99), labels, LABELS)
-    with pytest.raises(SettingsError, match=r"training\.crop is 320 there and 99 here"):
+    other = describe(dataclasses.replace(TRAINING, crop_size=99), labels, LABELS)
+    with pytest.raises(SettingsError, match=r"training\.crop_size is 320 there and 99 here"):
         done.claim(other)
 
 

@@ -33,7 +33,13 @@ from saff.training import (
 
 SIDE = 16
 TRAINING = Training(
-    crop=SIDE, batch=6, steps=8, rate=0.01, head_rate=2.0, warmup=2, checkpoint_every=3
+    crop_size=SIDE,
+    batch_size=6,
+    steps=8,
+    learning_rate=0.01,
+    head_learning_rate_factor=2.0,
+    warmup_steps=2,
+    checkpoint_interval=3,
 )
 CPU = torch.device("cpu")
 
@@ -85,7 +91,7 @@ def equal(one, other):
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_the_loss_falls(optimiser, labels):
     training = dataclasses.replace(
-        TRAINING, steps=60, optimiser=optimiser, labels=labels, rate=0.05
+        TRAINING, steps=60, optimiser=optimiser, targets=labels, learning_rate=0.05
     )
     seen = []
     train(tiny(), (batch_of(step) for step in range(60)), training, on_step=seen.append)
@@ -102,7 +108,7 @@ def test_the_rate_rises_and_falls_as_configured():
     train(tiny(), batches(), TRAINING, on_step=seen.append)
     warm = [1 / 3, 2 / 3] + [1] * 6
     expected = [0.01 * (1 - step / 8) ** 0.9 * warm[step] for step in range(8)]
-    np.testing.assert_allclose([m["rate"] for m in seen], expected, rtol=1e-12)
+    np.testing.assert_allclose([m["learning_rate"] for m in seen], expected, rtol=1e-12)
 
 
 def test_a_step_of_sgd_is_the_textbooks():
@@ -111,10 +117,10 @@ def test_a_step_of_sgd_is_the_textbooks():
         TRAINING,
         steps=1,
         optimiser="sgd",
-        warmup=0,
-        average=0.0,
+        warmup_steps=0,
+        ema_decay=0.0,
         weight_decay=0.1,
-        bias_rate=3.0,
+        bias_learning_rate_factor=3.0,
     )
     network, copy = tiny(), tiny()
     batch = batch_of(0)
@@ -147,7 +153,7 @@ def test_accumulation_changes_nothing(accumulation):
     found = []
     for parts in (1, accumulation):
         network = tiny().train()
-        training = dataclasses.replace(TRAINING, accumulation=parts)
+        training = dataclasses.replace(TRAINING, gradient_accumulation_steps=parts)
         figures = gradients(network, network, batch, training, CPU)
         found.append((figures, [p.grad for p in network.parameters()]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
@@ -179,7 +185,7 @@ def test_labels_are_reduced_cell_by_cell(seed, labels, doubt):
     rng = np.random.default_rng(seed)
     confidence = rng.choice(np.uint8([0, 40, 127, 128, 200, 255]), (2, 12, 12))
     valid = rng.random((2, 12, 12)) < 0.7
-    training = dataclasses.replace(TRAINING, labels=labels, doubt=doubt)
+    training = dataclasses.replace(TRAINING, targets=labels, ignore_margin=doubt)
     target, counted = reduce_labels(
         torch.from_numpy(confidence), torch.from_numpy(valid), (3, 4), training
     )
@@ -241,7 +247,7 @@ def test_a_loss_that_is_not_finite_ends_it():
     nn.init.constant_(network.head.bias, math.nan)
     states = []
     with pytest.raises(
-        TrainingError, match=r"loss is nan .* at step 1; set a lower training\.rate"
+        TrainingError, match=r"loss is nan .* at step 1; set a lower training\.learning_rate"
     ):
         train(network, batches(), TRAINING, on_checkpoint=states.append)
     assert not states
@@ -269,7 +275,7 @@ def _worker(rank, workers, folder):
     )
     network = nn.parallel.DistributedDataParallel(tiny())
     seen = []
-    training = dataclasses.replace(TRAINING, accumulation=2)
+    training = dataclasses.replace(TRAINING, gradient_accumulation_steps=2)
     final = train(network, batches(rank=rank, workers=workers), training, on_step=seen.append)
     torch.save([final.weights(), [m["loss"] for m in seen]], f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -19,7 +19,7 @@ from saff.cluster import map_parts
 from saff.cluster.labels import encode_label
 from saff.cluster.predictions import PredictPart, describe_predictions, encode_prediction
 from saff.config import Inference, Training
-from saff.errors import SettingsError
+from saff.errors import SettingsError, StorageError
 from saff.images import decode_png, encode_png
 from saff.labeling import label_image
 from saff.manifests import list_images
@@ -84,7 +84,7 @@ def predicted(finished, tmp_path_factory):
     labels = {"stage": "pseudo_labels", "digest": stage_digest(output, "pseudo_labels")}
     network.claim(describe(training, open_corpus(output / "pseudo_labels"), labels))
     network.finish(start_network(training).state_dict())
-    settings = Inference(sides=(64,))
+    settings = Inference(input_sides=(64,))
     claim(output / "predictions", describe_predictions(load_trained(output).sha256, settings))
     part = PredictPart(output, "predictions", output, settings)
     for name in (output / "manifest").names(".parquet"):
@@ -685,9 +685,9 @@ def test_an_output_in_a_bucket(bucket, s3_user, s3_other, corpus, finished, labe
     ]
     s3_user(AWS_SECRET_ACCESS_KEY="wrong")
     refused = Folder.at(output.uri)
-    with pytest.raises(SettingsError, match="no access to s3://"):
+    with pytest.raises(StorageError, match="no access to s3://"):
         verify(refused)
-    with pytest.raises(SettingsError, match="no access to s3://"):  # and in the middle of a run
+    with pytest.raises(StorageError, match="no access to s3://"):  # and in the middle of a run
         VerifyPart(refused, ("pseudo_labels",))({"part": FIRST})
 
 

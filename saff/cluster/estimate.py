@@ -16,7 +16,7 @@ from saff.manifests import new_rows
 from saff.progress import duration
 from saff.runs import is_claimed
 from saff.shards import Row, read_rows
-from saff.storage import Folder, reaching, read_bytes, telling
+from saff.storage import Folder, as_storage_error, read_bytes, with_brief_retries
 
 Item = TypeVar("Item")
 SEED = 0  # of the choice of images
@@ -82,10 +82,10 @@ def measure(rows: Sequence[Row], config: Config) -> Sample:
     return Sample(count, seconds / count, read / count, written / count)
 
 
-def told(sample: Sample, left: int, cpus: int, price: float | None) -> str:
+def describe_estimate(sample: Sample, left: int, cpus: int, price: float | None) -> str:
     """Say what is left to do takes; ``price`` is in dollars, of a CPU for an hour.
 
-    >>> print(told(Sample(8, 0.5, 200e3, 100e3), 1_000_000, 64, 0.02))
+    >>> print(describe_estimate(Sample(8, 0.5, 200e3, 100e3), 1_000_000, 64, 0.02))
     8 images here, on one core: 0.50 s, 200.0 kB read and 100.0 kB written an image
     all of it: 138.9 CPU-hours, 2 h 10 min on 64 CPUs; 200.0 GB read, 100.0 GB written
     at $0.02 per CPU-hour: $2.78
@@ -140,13 +140,13 @@ def preview(
     if share != WHOLE:
         refuse_empty(output, source)
     is_claimed(output, describe_run(source, config))
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         now = plan(output, retry_failed=retry_failed, share=share)
     manifest = output / "manifest"
     parts = choose(now.parts, sample)  # of one image each: enough of them for a sample
     known = [row for name in parts for row in choose(read_rows(manifest, name), 1)]
     fresh = Counted(new_rows(output, rows) if share == WHOLE else ())
-    with telling(output.uri):
+    with as_storage_error(output.uri):
         new = choose(fresh, sample)
     left = now.left + fresh.count
     text = (
@@ -154,7 +154,11 @@ def preview(
         f"{now.failed:,} failed, {left:,} to do, into {output.uri}"
     )
     chosen = choose(known + new, sample)
-    return f"{text}\n{told(measure(chosen, config), left, cpus, price)}" if chosen else text
+    return (
+        f"{text}\n{describe_estimate(measure(chosen, config), left, cpus, price)}"
+        if chosen
+        else text
+    )
 
 
 class Counted:

@@ -7,23 +7,24 @@ from typing import Any
 
 import cv2
 
-from saff.errors import SettingsError
+from saff import errors
+from saff.errors import SaffError, StorageError
 
-MACHINES_FAULT = (OSError, MemoryError, SettingsError)
+SYSTEM_FAULTS = (OSError, MemoryError, SaffError)
 DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL", "DefaultCPUAllocator")  # of torch's errors
 
 
-def is_machines_fault(error: BaseException) -> bool:
+def is_system_fault(error: BaseException) -> bool:
     """Whether an error is this machine's or the storage's, and would meet every image."""
     if isinstance(error, RuntimeError):  # torch has few kinds: a lost GPU, no memory
         return any(word in str(error) for word in DEVICE_WORDS) or "out of memory" in str(error)
     if isinstance(error, cv2.error):
         return error.code == cv2.Error.STS_NO_MEM
-    return isinstance(error, MACHINES_FAULT)
+    return isinstance(error, SYSTEM_FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class CatchFaults:
     """A task whose ``fault`` is part of its result: Ray would wrap what it raised, and log pages.
 
     Attributes
@@ -39,12 +40,12 @@ class Telling:
         try:
             return {**self.task(row), "fault": ""}
         except Exception as error:
-            if not is_machines_fault(error):
+            if not is_system_fault(error):
                 raise
-            return {"fault": told(error, row["part"])}
+            return fault_of(error, row["part"])
 
 
-class TellingActor:
+class CatchFaultsActor:
     """The same for a task that has to be made: what goes wrong then is told by its first part.
 
     Parameters
@@ -56,22 +57,42 @@ class TellingActor:
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
-        self.task, self.fault = None, ""
+        self.task: CatchFaults | None = None
+        self.fault: dict[str, Any] = {}
         try:
-            self.task = Telling(make(*arguments))
+            self.task = CatchFaults(make(*arguments))
         except Exception as error:
-            if not is_machines_fault(error):
+            if not is_system_fault(error):
                 raise
-            self.fault = told(error, "the start of a worker")
+            self.fault = fault_of(error, "the start of a worker")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Do the part of a row."""
-        return self.task(row) if self.task else {"fault": self.fault}
+        return self.task(row) if self.task else self.fault
 
 
-def told(error: BaseException, where: str) -> str:
+def fault_of(error: BaseException, where: str) -> dict[str, str]:
+    """Result of a task that met a fault: its message, and the kind of error to raise from it."""
+    kind = type(error) if isinstance(error, SaffError) else StorageError
+    return {"fault": fault_message(error, where), "fault_kind": kind.__name__}
+
+
+def raise_fault(result: dict[str, Any]) -> None:
+    """Raise the error that a task met, as its result describes it; nothing for a good result.
+
+    Raises
+    ------
+    SaffError
+        Of the kind that the task met; a StorageError for what its machine could not do.
+    """
+    fault, kind = result.pop("fault"), result.pop("fault_kind", "")
+    if fault:
+        raise getattr(errors, kind, SaffError)(fault)
+
+
+def fault_message(error: BaseException, where: str) -> str:
     """Say in a line what ended a job."""
-    if isinstance(error, SettingsError):
+    if isinstance(error, SaffError):
         return str(error)
     why = f"{type(error).__name__}: {error}".rstrip(": ")
     return (

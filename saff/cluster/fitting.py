@@ -10,12 +10,12 @@ from ray.exceptions import RayTaskError
 
 from saff import images, metrics
 from saff.arrays import AnyArray
-from saff.boundaries import Counts, Scores, count_matches, summarise
+from saff.boundaries import MatchCounts, Scores, count_matches, summarise
 from saff.cluster.parts import start_ray
 from saff.edges import Edges, fitting as edge_fitting
 from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
 from saff.edges.learned import KIND as EDGE_KIND, to_arrays
-from saff.errors import SettingsError
+from saff.errors import SaffError, SettingsError
 from saff.evaluation import TruthFormat, read_mask
 from saff.metrics import Evaluation
 from saff.modelfile import pack
@@ -24,7 +24,7 @@ from saff.saliency import fitting
 from saff.saliency.drfi import KIND
 from saff.saliency.fitting import Boosting, Example
 from saff.shards import Row
-from saff.storage import NO_FILE, Folder, reaching, read_bytes
+from saff.storage import NO_FILE, Folder, read_bytes, with_brief_retries
 from saff.threads import single_thread
 
 FEWEST = 2  # images a fold
@@ -135,7 +135,7 @@ def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        if isinstance(error.cause, SettingsError):
+        if isinstance(error.cause, SaffError):
             raise error.cause from None
         raise
 
@@ -151,7 +151,7 @@ def _read_example(row: Row, truth: str, truth_format: TruthFormat) -> tuple[Exam
     try:
         mask, valid = _read_truth(row, truth, truth_format)
         return fitting.make_example(images.decode(read_bytes(row["uri"])), mask, valid), ""
-    except SettingsError:  # the storage's fault
+    except SaffError:  # the storage's fault
         raise
     except (ValueError, *NO_FILE) as error:  # the image's own fault, or its mask's
         return None, str(error)
@@ -231,7 +231,7 @@ def measure_edges(edges: Edges, rows: Sequence[Row], boundaries: str) -> Scores:
     count: Any = ray.remote(num_cpus=1)(_count)
     shared = ray.put(edges)
     counts = [_get(c) for c in [count.remote(shared, row, boundaries) for row in rows]]
-    return summarise(Counts(*(np.stack(c) for c in zip(*counts, strict=True))))
+    return summarise(MatchCounts(*(np.stack(c) for c in zip(*counts, strict=True))))
 
 
 def _drawn(row: Row, boundaries: str) -> Drawn:
@@ -242,7 +242,7 @@ def _drawn(row: Row, boundaries: str) -> Drawn:
                 people = read_boundaries(folder.read(name))
             except ValueError as error:
                 raise SettingsError(f"{name} of {boundaries}: {error}") from error
-            with reaching(row["uri"]):
+            with with_brief_retries(row["uri"]):
                 drawn = Drawn(images.decode(read_bytes(row["uri"])), people)
             if drawn.people.shape[1:] != drawn.image.shape[:2]:
                 raise SettingsError(
@@ -253,7 +253,7 @@ def _drawn(row: Row, boundaries: str) -> Drawn:
     raise SettingsError(f"{row['image_id']} has no boundaries in {boundaries}: no {stem}.mat, .png")
 
 
-def _count(edges: Edges, row: Row, boundaries: str) -> Counts:
+def _count(edges: Edges, row: Row, boundaries: str) -> MatchCounts:
     drawn = _drawn(row, boundaries)
     with single_thread():
         return count_matches(edges(drawn.image), drawn.people)

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from saff import images
 from saff.arrays import Image
-from saff.cluster.faults import is_machines_fault
+from saff.cluster.faults import is_system_fault
 from saff.images import ImageError
-from saff.retries import BAD_ADDRESS, FINAL_CODES, UNAUTHORISED, code_of
+from saff.retries import BAD_ADDRESS, FINAL_CODES, UNAUTHORISED, error_code
 from saff.shards import Row
 from saff.storage import NO_FILE, is_local, locate, read_bytes
 
@@ -74,7 +74,7 @@ def guarded(work: Callable[[Image], Row], image: Image) -> Row:
     try:
         return work(image)
     except Exception as error:
-        if is_machines_fault(error):
+        if is_system_fault(error):
             raise
         text = f"labeling failed: {type(error).__name__}: {error}"
         plain = text.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
@@ -97,12 +97,12 @@ def _read(uri: str) -> bytes:
             raise ImageError("not_found", "there is no file at the image's uri") from error
         if isinstance(error, PermissionError) and is_local(fs):
             raise ImageError("not_readable", "no right to read the image's file") from error
-        code = code_of(error)
+        code = error_code(error)
         if code in FINAL_CODES and code != UNAUTHORISED:
             why = f"the store does not give this image out ({code})"
             raise ImageError("not_readable", why) from error
         raise  # an object store refuses credentials, not single images
     except ValueError as error:
-        if code_of(error) != BAD_ADDRESS:
+        if error_code(error) != BAD_ADDRESS:
             raise
         raise ImageError("not_readable", "the image's uri is no address") from error

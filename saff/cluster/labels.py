@@ -16,7 +16,7 @@ from saff.cluster.parts import (
     WHOLE,
     Plan,
     Share,
-    Stage,
+    StageWriter,
     count_done,
     map_parts,
     plan,
@@ -28,7 +28,7 @@ from saff.config import Config
 from saff.labeling import LabeledImage, label_image, load_models
 from saff.manifests import extend_manifest
 from saff.progress import PATIENCE
-from saff.retries import BRIEF, patience_of
+from saff.retries import BRIEF, retry_limit
 from saff.runs import claim, with_digest
 from saff.shards import PSEUDO_LABELS, Row
 from saff.storage import Folder
@@ -92,7 +92,7 @@ class LabelPart:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
-        stage = Stage(self.output, STAGE, PSEUDO_LABELS)
+        stage = StageWriter(self.output, STAGE, PSEUDO_LABELS)
         return stage.do_part(
             row,
             lambda rows: [label_row(r["image_id"], r["uri"], self.config) for r in rows],
@@ -101,7 +101,7 @@ class LabelPart:
 
 def describe_run(source: str, config: Config) -> Row:
     """Sum up what decides a run's content; loads the models, so that a bad one stops here."""
-    with patience_of(BRIEF):  # weights from a place that a person named
+    with retry_limit(BRIEF):  # weights from a place that a person named
         models = load_models(config)
     label_image(
         np.zeros((32, 32, 3), np.uint8), config, models

@@ -20,16 +20,16 @@ import ray
 import ray.data
 
 from saff.cluster import quarantine
-from saff.cluster.faults import Telling, TellingActor
+from saff.cluster.faults import CatchFaults, CatchFaultsActor, raise_fault
 from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import ending_after, watched
 from saff.errors import SettingsError
 from saff.manifests import part_number, source_option
 from saff.progress import PATIENCE, Progress
-from saff.retries import BRIEF, patience_of
+from saff.retries import BRIEF, retry_limit
 from saff.shards import Row, count_rows, read_all_rows, write_rows
-from saff.storage import Folder, each, reaching
+from saff.storage import Folder, read_each, with_brief_retries
 
 # What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
 ON_CPU = {"CPU": 1.0}
@@ -39,7 +39,7 @@ MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one af
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageWriter:
     """One kind of results of a run.
 
     Attributes
@@ -80,7 +80,7 @@ class Stage:
         try:
             count, failed, kept = self._write(part, work, together, note)
         except Exception:  # told by itself: no process has died
-            with suppress(Exception), patience_of(BRIEF):
+            with suppress(Exception), retry_limit(BRIEF):
                 note.done()
             raise
         note.done()
@@ -192,7 +192,7 @@ def refuse_empty(output: Folder, source: str) -> None:
 
     Several jobs that listed the images at the same time would not agree on the parts.
     """
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         parts = (output / "manifest").names(".parquet")
     if not parts:
         raise SettingsError(
@@ -226,8 +226,8 @@ def plan(
         [name for name in folder.names(".parquet") if share.holds(name)]
         for folder in (manifest, shards)
     )
-    wanted = dict(zip(names, each(count_rows, manifest, names), strict=True))
-    found = dict(zip(there, each(count_rows, shards, there), strict=True))
+    wanted = dict(zip(names, read_each(count_rows, manifest, names), strict=True))
+    found = dict(zip(there, read_each(count_rows, shards, there), strict=True))
     missing = [n for n in names if n not in found]
     again = [n for n in names if n in found and found[n][1]] if retry_failed else []
     return Plan(
@@ -352,7 +352,7 @@ def map_parts(
 
     Raises
     ------
-    SettingsError
+    SaffError
         If a task met what is no image's fault, or nothing moves; a defect of ours comes as Ray
         gives it.
     """
@@ -365,14 +365,13 @@ def map_parts(
     )
     asked_for = {"num_cpus": worker["CPU"], "num_gpus": worker.get("GPU", 0)}
     how: dict[str, Any] = {"compute": compute, **asked_for, **options}
-    telling: Any = Telling(task)
+    catching: Any = CatchFaults(task)
     if isinstance(task, type):
-        telling, given = TellingActor, how.get("fn_constructor_args", ())
+        catching, given = CatchFaultsActor, how.get("fn_constructor_args", ())
         how["fn_constructor_args"] = (task, *given)
-    results = parts.map(telling, **how)
+    results = parts.map(catching, **how)
     for name in ("execution", "progress"):  # its own account of the plan, and that bars are off
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     for result in watched(results.iter_rows(), patience * -(-len(names) // MOST_BLOCKS)):
-        if fault := result.pop("fault"):
-            raise SettingsError(fault)
+        raise_fault(result)
         yield result

@@ -11,7 +11,7 @@ from saff import metrics, results
 from saff.cluster.labels import label_corpus
 from saff.cluster.parts import cpus_there, map_parts, start_ray
 from saff.cluster.predictions import predict_corpus
-from saff.cluster.refinement import refine_corpus
+from saff.cluster.spreading import spread_corpus
 from saff.cluster.training import scale as workers_of, train_network
 from saff.config import Config
 from saff.errors import SettingsError
@@ -20,7 +20,7 @@ from saff.progress import PATIENCE
 from saff.rows import decode_map
 from saff.runs import forget, rounds_of
 from saff.shards import Row, read_all_rows
-from saff.storage import Folder, reaching
+from saff.storage import Folder, with_brief_retries
 from saff.trained import NetworkFolder
 
 ROUNDS = 2  # a second one pays; docs/results.md
@@ -119,7 +119,7 @@ def run_pipeline(
         raise SettingsError(f"rounds must be at least 1, got {rounds}")
     scale = scale or Scale()
     start_ray()
-    batch = config.training.batch
+    batch = config.training.batch_size
     scale.of_training(batch)  # refused now, not after labelling
     again, patience = retry_failed, scale.patience
     if again and not restart:
@@ -151,7 +151,7 @@ def run_pipeline(
         say(f"round {number}: {done}; agreement with what it learnt from {kept:.3f}")
         if number < rounds:
             learnt_from = f"{home}/labels"
-            refine_corpus(output, config, stage, learnt_from, retry_failed=again, patience=patience)
+            spread_corpus(output, config, stage, learnt_from, retry_failed=again, patience=patience)
     if truth:
         for name in ("pseudo_labels", "predictions"):
             spread = partial(map_parts, patience=patience)
@@ -162,7 +162,7 @@ def run_pipeline(
 
 def refuse_begun(output: Folder) -> None:
     """Refuse to try images again while a training is under way on the labels that are there."""
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         for home in (output, *(output / name for name in rounds_of(output))):
             network = NetworkFolder(home / "network")
             if network.folder.exists("run.json") and not network.is_done():
@@ -175,7 +175,7 @@ def refuse_begun(output: Folder) -> None:
 
 def forget_rounds(output: Folder) -> None:
     """Remove networks, predictions and labels made of them, the last round first."""
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         rounds = [output / home for home in rounds_of(output)]
         for home in (output, *reversed(rounds)):
             forget(home / "predictions")

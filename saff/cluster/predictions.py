@@ -15,7 +15,7 @@ import torch
 import saff
 from saff import images
 from saff.arrays import Image, PixelMap
-from saff.cluster.faults import is_machines_fault
+from saff.cluster.faults import is_system_fault
 from saff.cluster.image_rows import guarded, open_image
 from saff.cluster.parts import (
     ON_CPU,
@@ -23,7 +23,7 @@ from saff.cluster.parts import (
     WHOLE,
     Plan,
     Share,
-    Stage,
+    StageWriter,
     count_done,
     map_parts,
     plan,
@@ -72,7 +72,7 @@ class PredictPart:
         settings: Inference,
         on_gpu: bool = False,
     ) -> None:
-        self.stage = Stage(output, stage, PREDICTIONS)
+        self.stage = StageWriter(output, stage, PREDICTIONS)
         self.settings = settings
         self.device = torch.device("cuda" if on_gpu else "cpu")
         torch.backends.cudnn.deterministic = True
@@ -92,7 +92,7 @@ class PredictPart:
             found = predict_many(self.network, good, self.settings, self.device, sizes)
             columns = iter([encode_prediction(confidence) for confidence in found])
         except Exception as error:  # one of them is at fault: which, is found one by one
-            if is_machines_fault(error):
+            if is_system_fault(error):
                 raise
             singly = [partial(self._one, size=size) for size in sizes]
             columns = iter([guarded(one, image) for one, image in zip(singly, good, strict=True)])

@@ -152,7 +152,7 @@ def make_tables(
     uri : str
         Of ``tables.md``.
     """
-    tree, scale, batch = VocTree(voc), scale or Scale(), network.training.batch
+    tree, scale, batch = VocTree(voc), scale or Scale(), network.training.batch_size
     start_ray()
     scale.of_training(batch)  # refused now
     has_val = bool(tree.ids("val"))
@@ -180,7 +180,8 @@ def make_tables(
     output.write("figure2.svg", metrics.curve_svg(curves).encode())
     output.write("figure3.png", examples(output, tree))
     settings = network.training
-    text = _page(train, val, f"{settings.network}, {settings.steps:,} steps of {settings.batch}")
+    trained_by = f"{settings.network}, {settings.steps:,} steps of {settings.batch_size}"
+    text = _page(train, val, trained_by)
     output.write("tables.md", text.encode())
     return output.uri + "/tables.md"
 

@@ -26,17 +26,17 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saff.cluster.faults import is_machines_fault, told
+from saff.cluster.faults import fault_message, is_system_fault
 from saff.cluster.parts import ON_CPU, ON_GPU, gpus_to_use, start_ray
-from saff.cluster.watchdog import StalledError, stalled
+from saff.cluster.watchdog import stalled
 from saff.config import Training
-from saff.errors import SettingsError
+from saff.errors import SaffError, SettingsError, StalledError, TrainingError
 from saff.progress import PATIENCE, Progress
 from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, start_network
-from saff.training import Metrics, State, TrainingError, train
+from saff.training import Metrics, State, train
 
 MOST_FAILURES = 3  # restarts of the workers, from the last checkpoint
 STEPS_PER_TASK = 4  # of loading
@@ -121,8 +121,9 @@ def train_network(
     ------
     SettingsError
         If the output is no run or has nothing to learn from, its network is of another training,
-        or a setting cannot work; its subclasses TrainingError and StorageError if training cannot
-        go on.
+        or a setting cannot work.
+    TrainingError, StorageError
+        If training cannot go on.
     """
     home = output / round_folder if round_folder else output
     results = NetworkFolder(home / "network")
@@ -135,7 +136,7 @@ def train_network(
     run = describe(training, corpus, labels)
     if restart:
         start_ray()
-        scale(workers, gpus, training.batch)  # refused before anything is forgotten
+        scale(workers, gpus, training.batch_size)  # refused before anything is forgotten
         results.clear()
     results.claim(run)
     learnt = run["labels"]["images"]
@@ -150,7 +151,7 @@ def train_network(
     if results.is_done():
         return results
     start_ray()
-    workers, on_gpu = scale(workers, gpus, training.batch)
+    workers, on_gpu = scale(workers, gpus, training.batch_size)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     job = Job(results, corpus, training, run["digest"], board)
@@ -194,7 +195,7 @@ def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]
         raise SettingsError(f"expected at least 1 worker, got {workers}")
     if count > batch:
         raise SettingsError(
-            f"{count} workers cannot share batches of {batch}; set a larger training.batch"
+            f"{count} workers cannot share batches of {batch}; set a larger training.batch_size"
         )
     return count, gpus > 0
 
@@ -220,7 +221,7 @@ def showing(board: Any, steps: int, patience: float) -> Iterator[None]:
                 if last < 0:
                     progress.resume(step)
                 moved, last = time.monotonic(), step
-                note = f"loss {metrics['loss']:.4f}, rate {metrics['rate']:.2g}"
+                note = f"loss {metrics['loss']:.4f}, learning rate {metrics['learning_rate']:.2g}"
                 progress.reach(step, note)
             elif time.monotonic() - moved > patience:
                 faults.append(stalled(patience))
@@ -251,9 +252,9 @@ def work(config: dict[str, Any]) -> None:
         return  # a restart after a fault of that kind
     try:
         _work(job)
-    except (SettingsError, OSError) as error:
+    except (SaffError, OSError) as error:
         if not isinstance(error, RayError):
-            ray.get(job.board.fail.remote(told(error, "training")))
+            ray.get(job.board.fail.remote(fault_message(error, "training")))
         raise
 
 
@@ -276,7 +277,7 @@ def _work(job: Job) -> None:
             results.write_metrics(rows)
             results.save(state, job.identity, training.keep_checkpoints)
 
-    cache = Cache(job.corpus.labels, training.side)
+    cache = Cache(job.corpus.labels, training.max_side)
     loader = Loader(job.corpus, training, cache, rank, workers)
     device = get_device()
     network = prepare_model(start_network(training).to(device), move_to_device=False)
@@ -313,9 +314,9 @@ class Feed:
         try:
             batch, fault = self.loader(step), ""
         except Exception as error:
-            if not is_machines_fault(error):
+            if not is_system_fault(error):
                 raise
-            batch, fault = self.loader.blank(), told(error, f"step {step + 1}")
+            batch, fault = self.loader.blank(), fault_message(error, f"step {step + 1}")
         return {**batch._asdict(), "keys": np.asarray(batch.keys), "fault": fault}
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from saff.errors import SettingsError
+from saff.errors import StalledError
 from saff.progress import duration
 
 Item = TypeVar("Item")
@@ -24,10 +24,6 @@ if not select.select([sys.stdin], [], [], float(seconds))[0] and os.getppid() ==
     print(line, file=sys.stderr, flush=True)
     os.kill(int(parent), signal.SIGKILL)
 """
-
-
-class StalledError(SettingsError):
-    """Nothing was done for too long; what was done before stays, the same command continues."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from saff.arrays import AnyArray, Features, Image, LabelMap, PixelMap
-from saff.encoding import stretch
+from saff.encoding import min_max_normalise
 from saff.errors import WeightsError
 from saff.modelfile import Model, read_model, shipped
 from saff.resize import resize, shrink

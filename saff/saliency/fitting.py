@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from saff.arrays import AnyArray, Features, Image, LabelMap
-from saff.encoding import stretch
+from saff.encoding import min_max_normalise
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
 from saff.resize import resize

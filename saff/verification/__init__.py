@@ -19,11 +19,11 @@ from saff.manifests import part_name, source_option
 from saff.progress import Progress
 from saff.runs import rounds_of
 from saff.shards import Row
-from saff.storage import Folder, reaching
+from saff.storage import Folder, with_brief_retries
 from saff.verification.catalogue import Catalogue
 from saff.verification.descriptions import description, description_faults
 from saff.verification.files import schema_of, stored_rows
-from saff.verification.findings import Counts, Findings, Verdict, counted, shown
+from saff.verification.findings import Findings, Totals, Verdict, counted, shown
 from saff.verification.parts import VerifyPart
 from saff.verification.rows import differing_columns, examine
 
@@ -77,7 +77,7 @@ def verify(
         catalogue = Catalogue(database)
         found = []
         for number, (folder, run) in enumerate(zip(outputs, runs, strict=True)):
-            findings = Findings(folder.uri, stages={name: Counts() for name in stages})
+            findings = Findings(folder.uri, stages={name: Totals() for name in stages})
             for fault in description_faults(folder, stages, network):
                 findings.faults.add(fault)
             for result in _verify_parts(findings, VerifyPart(folder, stages, images), map_parts):
@@ -94,7 +94,7 @@ def verify(
 
 def _run_of(output: Folder) -> Row:
     """What run.json says, nothing if it is damaged; refuses a folder that is no output."""
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         known = output.exists("run.json") or (output / "manifest").names(".parquet")
     if not known:
         raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
@@ -106,12 +106,12 @@ def _stages_of(outputs: Sequence[Folder], runs: Sequence[Row]) -> tuple[str, ...
     there = {"pseudo_labels"} if any("config" in run for run in runs) else set()
     rounds: list[str] = []
     for output in outputs:
-        with reaching(output.uri):
+        with with_brief_retries(output.uri):
             rounds = max(rounds, rounds_of(output), key=len)
     known = [f"{home}/{name}" for home in rounds for name in ("predictions", "labels")]
     known = ["pseudo_labels", *known, "predictions"]
     for output in outputs:
-        with reaching(output.uri):
+        with with_brief_retries(output.uri):
             there |= {name for name in known if (output / name).names("")}
     return tuple(name for name in known if name in there) or ("pseudo_labels",)
 
@@ -121,7 +121,7 @@ def _verify_parts(
 ) -> Iterator[dict[str, Any]]:
     """Compare the listings, then do the parts, on a progress line."""
     output, faults = task.output, findings.faults
-    with reaching(output.uri):
+    with with_brief_retries(output.uri):
         parts = (output / "manifest").names(".parquet")
         shards = {stage: (output / stage).names(".parquet") for stage in task.stages}
     if not parts:
@@ -145,7 +145,7 @@ def _take(findings: Findings, result: dict[str, Any], catalogue: Catalogue, outp
     findings.images += result["images"]
     findings.faults.merge(*result["faults"])
     for stage, counts in result["stages"].items():
-        findings.stages[stage].add(Counts(*counts))
+        findings.stages[stage].add(Totals(*counts))
     for image_id, digests in result["rows"]:
         if there := catalogue.add(output, result["part"], image_id, digests):
             places = " and in ".join(sorted((there, result["part"])))

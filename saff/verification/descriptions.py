@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from saff.errors import SettingsError
 from saff.runs import with_digest
 from saff.shards import Row
-from saff.storage import Folder, reaching
+from saff.storage import Folder, with_brief_retries
 from saff.verification.files import on_disk
 
 LABELS = re.compile(r"pseudo_labels|rounds/\d+/labels")  # what a network can learn from
@@ -25,7 +25,7 @@ def description(folder: Folder) -> tuple[Row, str]:
     fault : str
         What is wrong with it; empty if nothing is.
     """
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         text = folder.read("run.json") if folder.exists("run.json") else None
     if text is None:
         return {}, "is missing"
@@ -60,7 +60,7 @@ def _round_faults(output: Folder, home: Folder, network: Folder | None) -> Itera
     """What is wrong with the run.json of a round's network, and of its predictions."""
     trained, predictions = home / "network", home / "predictions"
     for folder in (trained, predictions):
-        with reaching(folder.uri):
+        with with_brief_retries(folder.uri):
             if not folder.names(""):  # whatever is in it
                 continue
         run, fault = description(folder)
@@ -100,7 +100,7 @@ def _network_faults(
 ) -> Iterator[str]:
     """Whether predictions are those of the network that is there."""
     folder = network / "network" if network else trained
-    with reaching(folder.uri):
+    with with_brief_retries(folder.uri):
         if not folder.exists(WEIGHTS):
             if network:
                 raise SettingsError(f"there is no trained network at {folder.uri}")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saff.shards import PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
-from saff.storage import Folder, asked, is_local, telling
+from saff.storage import Folder, as_storage_error, is_local, with_retries
 
 
 class DamagedError(ValueError):
@@ -23,8 +23,8 @@ def on_disk(folder: Folder, name: str) -> Iterator[str]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="saff-") as scratch:
-        with telling(f"{folder.uri}/{name}"):
-            asked(folder.fs, folder.fs.get_file, path, f"{scratch}/copy")
+        with as_storage_error(f"{folder.uri}/{name}"):
+            with_retries(folder.fs, folder.fs.get_file, path, f"{scratch}/copy")
         yield f"{scratch}/copy"
 
 

@@ -43,14 +43,14 @@ class Faults:
 
 
 @dataclass(slots=True)
-class Counts:
+class Totals:
     """Images of a stage."""
 
     done: int = 0
     failed: int = 0
     to_do: int = 0
 
-    def add(self, other: "Counts") -> None:
+    def add(self, other: "Totals") -> None:
         """Count others with these."""
         self.done += other.done
         self.failed += other.failed
@@ -67,7 +67,7 @@ class Findings:
         The output.
     images : int
         In its manifest.
-    stages : dict of str to Counts
+    stages : dict of str to Totals
         Its images, by what became of them.
     faults : Faults
         What is wrong.
@@ -77,7 +77,7 @@ class Findings:
 
     uri: str
     images: int = 0
-    stages: dict[str, Counts] = field(default_factory=dict)
+    stages: dict[str, Totals] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     commands: list[str] = field(default_factory=list)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from saff.shards import MANIFEST, Row
-from saff.storage import Folder, telling
+from saff.storage import Folder, as_storage_error
 from saff.verification.files import DamagedError, schema_of, stored_rows
-from saff.verification.findings import Counts, Faults
+from saff.verification.findings import Faults, Totals
 from saff.verification.rows import SHA256, digest, examine, image_fault
 
 
@@ -34,7 +34,7 @@ class VerifyPart:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Give counts, faults and, for each image of the manifest, a digest of each stage."""
         part, faults = row["part"], Faults()
-        counts: dict[str, Counts] = {}
+        counts: dict[str, Totals] = {}
         digests: dict[str, dict[str, str]] = {}
         try:
             manifest = list(stored_rows(self.output / "manifest", part, MANIFEST))
@@ -63,12 +63,12 @@ class VerifyPart:
 
     def _shard(
         self, stage: str, part: str, manifest: list[Row], faults: Faults
-    ) -> tuple[Counts, dict[str, str]]:
+    ) -> tuple[Totals, dict[str, str]]:
         """Verify a shard: its counts, and the digest of each image that it is to hold."""
         folder, uris = self.output / stage, {row["image_id"]: row["uri"] for row in manifest}
-        with telling(folder.uri):
+        with as_storage_error(folder.uri):
             if not folder.exists(part):
-                return Counts(to_do=len(manifest)), {}
+                return Totals(to_do=len(manifest)), {}
         where, ids, failed = f"{folder.uri}/{part}", [], set()
         digests: dict[str, str] = {}
         try:
@@ -87,7 +87,7 @@ class VerifyPart:
                 faults.add(f"{where}: {fault}", part)
         except DamagedError as error:
             faults.add(f"{where}: {error}", part)
-        return Counts(done=len(digests) - len(failed), failed=len(failed)), digests
+        return Totals(done=len(digests) - len(failed), failed=len(failed)), digests
 
     def _source_faults(self, row: Row, uri: str) -> list[str]:
         if row["uri"] != uri:

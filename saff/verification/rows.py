@@ -11,7 +11,7 @@ from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
 from saff.metrics import HALF
 from saff.shards import Row
-from saff.storage import NO_FILE, is_local, locate, read_bytes, telling
+from saff.storage import NO_FILE, as_storage_error, is_local, locate, read_bytes
 
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}
 OF_ANY_ROW = ("image_id", "uri", "sha256", "height", "width", "error", "error_kind")
@@ -140,7 +140,7 @@ def differing_columns(one: Row, other: Row) -> list[str]:
 def image_fault(row: Row) -> str:
     """Say what has become of a row's image; empty if it is as it was."""
     uri = row["uri"]
-    with telling(f"image {row['image_id']!r}"):  # a URI may be signed
+    with as_storage_error(f"image {row['image_id']!r}"):  # a URI may be signed
         try:
             data = read_bytes(uri)
         except NO_FILE:

@@ -50,7 +50,7 @@ def main():
     calls = {
         "mobilenet_v2": unit,
         "predict": lambda: predict(trained, image, how),
-        "one scale, 512": lambda: predict(trained, image, Inference(sides=(512,))),
+        "one scale, 512": lambda: predict(trained, image, Inference(input_sides=(512,))),
         "row": lambda: encode_prediction(predict(trained, images.decode(jpeg), how)),
     }
     times = {name: [] for name in calls}
@@ -86,7 +86,7 @@ def training_rates():
             mp.spawn(_worker, (workers, folder), nprocs=workers)
             with open(f"{folder}/seconds") as file:
                 per_step = statistics.median(json.load(file)[WARM_UP:])
-        rates[str(workers)] = round(config.default().training.batch / per_step, 2)
+        rates[str(workers)] = round(config.default().training.batch_size / per_step, 2)
     return rates | {"ratio": round(rates["2"] / rates["1"], 2)}
 
 
@@ -99,9 +99,11 @@ def _worker(rank, workers, folder):
     learner = network.load(training.network, pretrained=True)
     network.freeze(learner, training.frozen_stages)
     rng = np.random.default_rng(0)
-    side = training.crop
-    image = rng.integers(0, 256, (training.batch, side, side, 3), np.uint8)
-    whole = Batch(image, image.max(3), np.ones(image.shape[:3], bool), [*range(training.batch)])
+    side = training.crop_size
+    image = rng.integers(0, 256, (training.batch_size, side, side, 3), np.uint8)
+    whole = Batch(
+        image, image.max(3), np.ones(image.shape[:3], bool), [*range(training.batch_size)]
+    )
     share = Batch(*(column[rank::workers] for column in whole))
     found = []
     train(

@@ -26,7 +26,7 @@ from bench_label_image import machine
 from saff import config
 from saff.cluster import describe_run, label_row, map_parts, plan, start_ray
 from saff.cluster.image_rows import image_row
-from saff.cluster.parts import Stage
+from saff.cluster.parts import StageWriter
 from saff.images import encode_png
 from saff.manifests import describe_source, extend_manifest, read_manifest
 from saff.runs import claim
@@ -46,7 +46,7 @@ class ConstantPart:
     columns: Row
 
     def __call__(self, row):
-        stage = Stage(self.output, "pseudo_labels", PSEUDO_LABELS)
+        stage = StageWriter(self.output, "pseudo_labels", PSEUDO_LABELS)
         work = lambda image: self.columns  # noqa: E731
         return stage.do_part(
             row,

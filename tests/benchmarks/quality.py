@@ -21,7 +21,7 @@ from saff.metrics import HALF, Evaluation, read_truth
 
 CUES = ("S_s", "S_s_con", "S_a", "S_a_con")
 FULL, PUBLISHED = config.default(), config.paper()
-ONE_SPREAD = {"spreads": 1, "gamma": 1.6}
+ONE_SPREAD = {"spread_steps": 1, "gamma": 1.6}
 CONFIGS = {
     "paper()": PUBLISHED,
     "paper(), unbalanced": replace(PUBLISHED, balance=False),
@@ -34,7 +34,7 @@ CONFIGS = {
     "default(), robust background": replace(FULL, saliency="rbd"),
     "default(), one spread": replace(FULL, **ONE_SPREAD),
     "default(), one spread, robust background": replace(FULL, saliency="rbd", **ONE_SPREAD),
-    "default(), no spread": replace(FULL, spreads=0, gamma=1.0),
+    "default(), no spread": replace(FULL, spread_steps=0, gamma=1.0),
     "default(), 300 superpixels": replace(FULL, superpixel_count=300),
     "fast()": config.fast(),
     "best()": config.best(),

@@ -62,11 +62,11 @@ def main():
             config.paper().training,
             network_weights=str(path),
             steps=given.steps,
-            crop=given.crop,
-            batch=given.batch,
+            crop_size=given.crop,
+            batch_size=given.batch,
         )
         corpus = open_corpus(Folder.at(given.labels))
-        loader = Loader(corpus, training, Cache(corpus.labels, training.side))
+        loader = Loader(corpus, training, Cache(corpus.labels, training.max_side))
         seen = []
         train(start_network(training), batches(loader), training, on_step=seen.append)
     losses = [row["loss"] for row in seen]

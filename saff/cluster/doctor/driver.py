@@ -18,7 +18,7 @@ from saff.cluster.doctor.findings import Finding, show
 from saff.cluster.parts import plan
 from saff.errors import SettingsError
 from saff.runs import read_run
-from saff.storage import Folder, is_local, reaching
+from saff.storage import Folder, is_local, with_brief_retries
 
 LEAST_SPACE = 2**30  # bytes, of a local output
 BYTES_PER_IMAGE = 100_000  # of a shard, roughly
@@ -61,7 +61,7 @@ def judge_upload(folder: Path, size: int, most: int = MOST_UPLOAD) -> Finding:
 def check_storage(output: str) -> Iterator[Finding]:
     """List, write, read and remove at an output from the driver."""
     place = nearest(Folder.at(output))
-    with reaching(output):
+    with with_brief_retries(output):
         times = touch(place)
     yield Finding("storage", True, f"{times} at {place.uri}")
 
@@ -131,7 +131,7 @@ def judge_space(uri: str, free: int) -> Finding:
 def check_run(output: str) -> Iterator[Finding]:
     """What an output holds, and whether this saff can continue it."""
     folder = nearest(Folder.at(output))
-    with reaching(output):
+    with with_brief_retries(output):
         begun = folder.uri == Folder.at(output).uri and folder.exists("run.json")
     if not begun:
         yield Finding("run", True, f"{output} holds none yet")

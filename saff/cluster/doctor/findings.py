@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from saff.errors import SettingsError
-from saff.retries import BRIEF, patience_of
+from saff.errors import SaffError
+from saff.retries import BRIEF, retry_limit
 
 TO_ANSWER = 60.0  # seconds for every node to answer one question; a first one starts processes
 LONGEST = 120.0  # seconds for a whole check; starting Ray is one
@@ -84,7 +84,7 @@ def caught(check: str, work: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """Run a check; one that raises is a finding."""
     found = []
     try:
-        with patience_of(BRIEF):
+        with retry_limit(BRIEF):
             for finding in work():
                 found.append(finding)
     except (Exception, SystemExit) as error:  # a thread would swallow the second
@@ -110,7 +110,7 @@ def reason(error: BaseException) -> str:
     """Say what was raised: the words alone where they are meant for people."""
     words = hide(" ".join(str(error).split()))
     words = words if len(words) <= 500 else words[:500] + "..."
-    return words if isinstance(error, SettingsError) else f"{type(error).__name__}: {words}"
+    return words if isinstance(error, SaffError) else f"{type(error).__name__}: {words}"
 
 
 def hide(text: str) -> str:
@@ -159,7 +159,7 @@ def ask(
 
 def _answer(question: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str]:
     try:
-        with patience_of(BRIEF):
+        with retry_limit(BRIEF):
             return question(*arguments), ""
     except Exception as error:
         return None, reason(error)  # here, where the node's own secrets are known

@@ -34,7 +34,7 @@ from saff.cluster.doctor.findings import (
 from saff.config import Config, Training
 from saff.errors import SettingsError
 from saff.labeling import label_image
-from saff.storage import Folder, reaching
+from saff.storage import Folder, with_brief_retries
 from saff.threads import single_thread
 from saff.trained import load_trained, start_network
 
@@ -270,7 +270,7 @@ def check_shared(nodes: Sequence[Node], output: str | None) -> Iterator[Finding]
         return
     place = nearest(Folder.at(output))
     marker = f".saff-doctor-{uuid.uuid4().hex}"
-    with reaching(output):
+    with with_brief_retries(output):
         place.write(marker, marker.encode())
         try:
             answers = ask(nodes, use_storage, place, marker)
@@ -291,7 +291,7 @@ def _slowest(fine: list[Answer]) -> str:
 
 def use_storage(place: Folder, marker: str) -> Times | None:
     """Read what the driver wrote and write on its own; None where the driver's is not there."""
-    with reaching(place.uri):
+    with with_brief_retries(place.uri):
         try:
             same = place.read(marker) == marker.encode()
         except (FileNotFoundError, NotADirectoryError):

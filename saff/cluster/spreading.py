@@ -9,7 +9,7 @@ import saff
 from saff.arrays import Image
 from saff.backends import identity
 from saff.cluster.image_rows import image_row
-from saff.cluster.parts import Plan, Stage, count_done, map_parts, plan, start_ray
+from saff.cluster.parts import Plan, StageWriter, count_done, map_parts, plan, start_ray
 from saff.cluster.predictions import encode_prediction
 from saff.cluster.quarantine import tidy
 from saff.config import Config
@@ -22,7 +22,7 @@ from saff.storage import Folder
 
 
 @dataclass(frozen=True, slots=True)
-class RefinePart:
+class SpreadPart:
     """Refine the predictions of one part; a callable that Ray maps over part names.
 
     Attributes
@@ -44,7 +44,7 @@ class RefinePart:
         """Write the shard of ``row["part"]``."""
         found = read_all_rows(self.output / self.predictions, row["part"])
         predicted = {r["image_id"]: r for r in found}
-        stage = Stage(self.output, self.labels, PREDICTIONS)
+        stage = StageWriter(self.output, self.labels, PREDICTIONS)
         return stage.do_part(row, lambda rows: [self._row(r, predicted) for r in rows])
 
     def _row(self, manifest_row: Row, predicted: dict[str, Row]) -> Row:
@@ -59,7 +59,7 @@ class RefinePart:
         return image_row(manifest_row, PREDICTIONS, self.config.max_pixels, spread)
 
 
-def refine_corpus(
+def spread_corpus(
     output: Folder,
     config: Config,
     predictions: str,
@@ -98,7 +98,7 @@ def refine_corpus(
     todo = plan(output, labels, retry_failed=retry_failed)
     if todo.parts:
         start_ray()
-        task = RefinePart(output, predictions, labels, config)
+        task = SpreadPart(output, predictions, labels, config)
         count_done("refine", todo, map_parts(task, todo.parts, patience=patience))
         tidy(output / labels)
     return plan(output, labels)
