@@ -85,13 +85,15 @@ def predict_many(
         sums: list[PixelMap] = [np.zeros(image.shape[:2], np.float32) for image in small]
         buckets: dict[Size, list[int]] = {}
         for index, image in enumerate(small):
-            for side in settings.sides:
+            for side in settings.input_sides:
                 size = size_in_multiples(image.shape, side, network.multiple)
                 buckets.setdefault(size, []).append(index)
         for size, members in buckets.items():
-            for index, answer in _answers(network, small, size, members, settings.mirror, device):
+            for index, answer in _answers(
+                network, small, size, members, settings.horizontal_flip, device
+            ):
                 sums[index] += resize(answer, sums[index].shape)
-        means: list[PixelMap] = [total / np.float32(len(settings.sides)) for total in sums]
+        means: list[PixelMap] = [total / np.float32(len(settings.input_sides)) for total in sums]
         refined = [
             refine(settings.refinement, mean, image)
             for mean, image in zip(means, small, strict=True)

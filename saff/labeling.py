@@ -236,7 +236,7 @@ def spread_map(
         _, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
         shrunk = resize(confidence, small.shape[:2], average=True)
         regions = region_means(shrunk[None], superpixels)[:, 0]
-        scores = stretch(context(similarity_s, regions))
+        scores = min_max_normalise(context(similarity_s, regions))
     return scores.astype(np.float32)[repeat(superpixels, image.shape[:2])]
 
 

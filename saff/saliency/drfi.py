@@ -77,7 +77,7 @@ class Drfi:
             return np.zeros(image.shape[:2], np.float32)
         regions = cut(image)
         saliency = fuse(score(self.trees(regions.features), regions.hierarchy), self.fusion)
-        small = stretch(saliency).astype(np.float32)[regions.superpixels]
+        small = min_max_normalise(saliency).astype(np.float32)[regions.superpixels]
         clipped: PixelMap = np.clip(resize(small, image.shape[:2]), 0.0, 1.0)
         return clipped
 

@@ -205,7 +205,7 @@ def measure(
     scores: Features, fusion: AnyArray, example: Example, mask: AnyArray, valid: AnyArray
 ) -> Evaluation:
     """Measure one image: its map in the mask's size against the mask."""
-    saliency = stretch(fuse(scores, fusion)).astype(np.float32)[example.superpixels]
+    saliency = min_max_normalise(fuse(scores, fusion)).astype(np.float32)[example.superpixels]
     full = resize(saliency, mask.shape)
     evaluation = Evaluation()
     evaluation.add(np.rint(np.clip(full, 0, 1) * 255).astype(np.uint8), mask, valid)
