@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saff.addresses import locate, redact
 from saff.errors import SettingsError, WeightsError
-from saff.storage import locate, redact, with_retries
+from saff.storage import with_retries
 
 
 class WeightsFile(NamedTuple):

@@ -12,12 +12,15 @@ from typing import Annotated
 import typer
 
 from saff import __version__, config as settings, evaluation, results, verification
+from saff.addresses import locate
 from saff.config import Config
 from saff.errors import SaffError, SettingsError, printable
-from saff.manifests import describe_source, extend_manifest, list_images, read_manifest
+from saff.lists import read_manifest
+from saff.manifests import extend_manifest
 from saff.progress import PATIENCE
 from saff.runs import claim_source, read_run
-from saff.storage import NO_FILE, Folder, locate, with_brief_retries, with_retries
+from saff.sources import describe_source, list_images
+from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
 
 app = typer.Typer(
     no_args_is_help=True,

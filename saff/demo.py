@@ -9,7 +9,7 @@ from skimage import data
 from saff import config, images, results
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Config
-from saff.manifests import list_images
+from saff.sources import list_images
 from saff.storage import Folder
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "motorcycle", "rocket")

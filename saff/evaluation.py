@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from saff import metrics
+from saff.addresses import is_local
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
 from saff.rows import decode_map
 from saff.runs import read_run, stage_digest
 from saff.shards import Row, read_all_rows
-from saff.storage import NO_FILE, Folder, as_storage_error, is_local, with_brief_retries
+from saff.storage import NO_FILE, Folder, as_storage_error, with_brief_retries
 
 TruthFormat: TypeAlias = Literal["voc", "binary"]
 COLUMNS = ["image_id", "height", "width", "confidence"]

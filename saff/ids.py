@@ -37,3 +37,10 @@ class Ids:
         if not first.rowcount:
             raise KeyError(image_id)
         return False
+
+
+def is_safe_id(image_id: object) -> bool:
+    """Whether an image id is a relative path that stays inside a folder it is joined to."""
+    if not isinstance(image_id, str) or not image_id or "\0" in image_id:
+        return False
+    return not any(step in ("", ".", "..") for step in image_id.split("/"))

@@ -18,7 +18,7 @@ from saff import images, metrics, report
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.evaluation import evaluate as evaluate
-from saff.manifests import is_safe_id
+from saff.ids import is_safe_id
 from saff.retries import FINAL_CODES, error_code
 from saff.rows import decode_map, original
 from saff.runs import read_run, stage_digest

@@ -41,7 +41,7 @@ from fault_proxy import FaultProxy, Request
 from saff import config
 from saff.cluster import label_row
 from saff.images import encode_png
-from saff.manifests import list_images
+from saff.sources import list_images
 
 ROOT = Path(__file__).parent.parent
 KINDS = {

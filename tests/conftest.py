@@ -80,7 +80,7 @@ def crops(tmp_path_factory):
 def crop_rows(crops, small):
     """Rows as they are without any cluster, by image id."""
     from saff.cluster import label_row
-    from saff.manifests import list_images
+    from saff.sources import list_images
 
     return comparable(label_row(r["image_id"], r["uri"], small) for r in list_images(str(crops)))
 
@@ -95,8 +95,9 @@ def comparable(rows):
 def label_folder(small):
     """Label a folder into an output, without Ray: ``label_folder(photos, output)``."""
     from saff.cluster import LabelPart, describe_run
-    from saff.manifests import extend_manifest, list_images
+    from saff.manifests import extend_manifest
     from saff.runs import claim
+    from saff.sources import list_images
     from saff.storage import Folder
 
     def label(photos, output):

@@ -22,8 +22,9 @@ from saff.cluster import LabelPart, describe_run, label_row, plan, preview
 from saff.cluster.image_rows import guarded
 from saff.errors import SettingsError, StorageError
 from saff.labeling import label_image, load_models
-from saff.manifests import extend_manifest, list_images
+from saff.manifests import extend_manifest
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
+from saff.sources import list_images
 from saff.storage import Folder
 
 RESULTS = set(PSEUDO_LABELS.names) - {"image_id", "uri", "sha256", "height", "width"}

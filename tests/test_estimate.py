@@ -8,7 +8,8 @@ import pytest
 from saff.cluster.estimate import choose, describe_estimate, measure, preview
 from saff.cluster.parts import WHOLE, Share
 from saff.errors import SettingsError
-from saff.manifests import extend_manifest, list_images
+from saff.manifests import extend_manifest
+from saff.sources import list_images
 from saff.storage import Folder
 
 

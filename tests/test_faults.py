@@ -31,7 +31,7 @@ from saff.cluster.pipeline import run_pipeline
 from saff.cluster.training import train_network
 from saff.config import Inference, Training
 from saff.errors import SettingsError
-from saff.manifests import list_images
+from saff.sources import list_images
 from saff.storage import UPLOAD_BYTES, Folder
 from saff.verification import verify
 from test_job import free_port, nodes, started, wait_for

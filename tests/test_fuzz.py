@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from saff import config, modelfile
 from saff.errors import SaffError, WeightsError
+from saff.ids import is_safe_id
 from saff.images import ImageError, decode, decode_png, encode_png
-from saff.manifests import is_safe_id, read_manifest
+from saff.lists import read_manifest
 from saff.results import _names, _stem, export_path
 from saff.shards import PSEUDO_LABELS, count_rows, read_column, read_rows
 from saff.storage import Folder

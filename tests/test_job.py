@@ -16,8 +16,8 @@ from ray.cluster_utils import Cluster
 
 from saff import config
 from saff.cluster import label_corpus, plan
-from saff.manifests import list_images
 from saff.shards import read_rows
+from saff.sources import list_images
 from saff.storage import Folder
 from tests.conftest import comparable
 

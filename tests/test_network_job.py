@@ -30,10 +30,11 @@ from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.labeling import spread_map
-from saff.manifests import extend_manifest, list_images, part_name
+from saff.manifests import extend_manifest, part_name
 from saff.runs import rounds_of
 from saff.samples import Cache, Loader, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
+from saff.sources import list_images
 from saff.storage import Folder
 from saff.trained import load_trained
 from saff.training import TrainingError

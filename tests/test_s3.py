@@ -21,12 +21,14 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError, WeightsError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
-from saff.manifests import extend_manifest, list_images, read_manifest
+from saff.lists import read_manifest
+from saff.manifests import extend_manifest
 from saff.modelfile import shipped
 from saff.results import export, write_report
 from saff.runs import claim, read_run
 from saff.samples import Cache, Loader, batches, open_corpus
 from saff.shards import MANIFEST, PREDICTIONS, count_rows, read_column, read_rows, write_rows
+from saff.sources import list_images
 from saff.storage import Folder, read_bytes
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import train

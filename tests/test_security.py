@@ -25,6 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from saff import cli, images, metrics
+from saff.addresses import locate
 from saff.cluster import LabelPart, label_row
 from saff.cluster.parts import plan
 from saff.config import Training
@@ -32,13 +33,14 @@ from saff.edges import load as load_edges
 from saff.errors import SaffError
 from saff.evaluation import evaluate
 from saff.images import encode_png
-from saff.manifests import extend_manifest, read_manifest
+from saff.lists import read_manifest
+from saff.manifests import extend_manifest
 from saff.results import export, export_path, write_report
 from saff.rows import decode_map
 from saff.saliency import load as load_saliency
 from saff.samples import open_corpus
 from saff.shards import PSEUDO_LABELS, count_rows, read_column, read_rows, write_rows
-from saff.storage import Folder, locate, read_bytes
+from saff.storage import Folder, read_bytes
 from saff.trained import load_trained
 from saff.training import from_bytes
 from saff.verification.parts import VerifyPart
@@ -95,7 +97,7 @@ SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 # safe_load, of the cluster's own settings
 TRUSTED = {"saff/cluster/doctor/cluster.py": ["imports yaml"]}
 PARQUET_READERS = {
-    "saff/manifests.py": 1,
+    "saff/lists.py": 1,
     "saff/shards.py": 1,
     "saff/verification/files.py": 1,
 }  # each checks types first

@@ -17,12 +17,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings, strategies as st
 
 from saff import manifests, runs, storage
+from saff.addresses import locate
 from saff.errors import SaffError, SettingsError, StorageError
-from saff.ids import Ids
-from saff.manifests import extend_manifest, is_safe_id, list_images, new_rows, read_manifest
+from saff.ids import Ids, is_safe_id
+from saff.lists import read_manifest
+from saff.manifests import extend_manifest, new_rows
 from saff.runs import claim, read_run
 from saff.shards import MANIFEST, PSEUDO_LABELS, count_rows, read_column, read_rows, write_rows
-from saff.storage import Folder, locate, read_bytes, with_brief_retries
+from saff.sources import list_images
+from saff.storage import Folder, read_bytes, with_brief_retries
 
 ODD_NAMES = [
     "a b.jpg",

@@ -22,10 +22,10 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError, StorageError
 from saff.images import decode_png, encode_png
 from saff.labeling import label_image
-from saff.manifests import list_images
 from saff.runs import claim, stage_digest, with_digest
 from saff.samples import open_corpus
 from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
+from saff.sources import list_images
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
 from saff.verification import verify

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from saff import images
+from saff.addresses import is_local, locate
 from saff.arrays import Image
 from saff.cluster.faults import is_system_fault
 from saff.images import ImageError
 from saff.retries import BAD_ADDRESS, FINAL_CODES, UNAUTHORISED, error_code
 from saff.shards import Row
-from saff.storage import NO_FILE, is_local, locate, read_bytes
+from saff.storage import NO_FILE, read_bytes
 
 LARGEST_FILE = 2 * 2**30  # bytes; no image of max_pixels is larger
 NO_FILE_CODES = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # links in a circle, sockets

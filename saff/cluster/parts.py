@@ -25,10 +25,11 @@ from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
 from saff.cluster.watchdog import ending_after, watched
 from saff.errors import SettingsError
-from saff.manifests import part_number, source_option
+from saff.manifests import part_number
 from saff.progress import PATIENCE, Progress
 from saff.retries import BRIEF, retry_limit
 from saff.shards import Row, count_rows, read_all_rows, write_rows
+from saff.sources import source_option
 from saff.storage import Folder, read_each, with_brief_retries
 
 # What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.

@@ -13,7 +13,8 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from saff.storage import Folder, is_local
+from saff.addresses import is_local
+from saff.storage import Folder
 
 FOLDER = ".begun"  # of a stage: a note for each part that is worked on
 MOST_DEATHS = 3  # of processes at one image

@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from saff.errors import SettingsError
 from saff.evaluation import one_by_one
-from saff.manifests import part_name, source_option
+from saff.manifests import part_name
 from saff.progress import Progress
 from saff.runs import rounds_of
 from saff.shards import Row
+from saff.sources import source_option
 from saff.storage import Folder, with_brief_retries
 from saff.verification.catalogue import Catalogue
 from saff.verification.descriptions import description, description_faults

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from saff.addresses import is_local
 from saff.shards import PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
-from saff.storage import Folder, as_storage_error, is_local, with_retries
+from saff.storage import Folder, as_storage_error, with_retries
 
 
 class DamagedError(ValueError):

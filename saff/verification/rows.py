@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from saff import images
+from saff.addresses import is_local, locate
 from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
 from saff.metrics import HALF
 from saff.shards import Row
-from saff.storage import NO_FILE, as_storage_error, is_local, locate, read_bytes
+from saff.storage import NO_FILE, as_storage_error, read_bytes
 
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}
 OF_ANY_ROW = ("image_id", "uri", "sha256", "height", "width", "error", "error_kind")

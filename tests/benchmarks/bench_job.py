@@ -22,8 +22,9 @@ from skimage import data
 from saff import config
 from saff.cluster import LabelPart, label_row, map_parts, start_ray
 from saff.images import encode_png
-from saff.manifests import extend_manifest, list_images
+from saff.manifests import extend_manifest
 from saff.resize import shrink
+from saff.sources import list_images
 from saff.storage import Folder
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket")

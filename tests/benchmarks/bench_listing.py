@@ -21,7 +21,7 @@ from bench_label_image import machine
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import chaos
-from saff.manifests import list_images
+from saff.sources import list_images
 
 
 def fill(folder, count, in_folder):

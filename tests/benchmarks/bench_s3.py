@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import chaos
 from saff import config
 from saff.cluster import LabelPart
-from saff.manifests import extend_manifest, list_images
+from saff.manifests import extend_manifest
+from saff.sources import list_images
 from saff.storage import Folder
 
 JOB = Path(__file__).parents[2] / "jobs" / "pseudo_labels.py"

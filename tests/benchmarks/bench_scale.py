@@ -28,9 +28,11 @@ from saff.cluster import describe_run, label_row, map_parts, plan, start_ray
 from saff.cluster.image_rows import image_row
 from saff.cluster.parts import StageWriter
 from saff.images import encode_png
-from saff.manifests import describe_source, extend_manifest, read_manifest
+from saff.lists import read_manifest
+from saff.manifests import extend_manifest
 from saff.runs import claim
 from saff.shards import MANIFEST, PSEUDO_LABELS, Row
+from saff.sources import describe_source
 from saff.storage import Folder
 
 BLOCK = 65_536  # rows of the source that are made at once

@@ -14,11 +14,12 @@ from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 
 import saff
+from saff.addresses import is_local
 from saff.cluster.doctor.findings import Finding, show
 from saff.cluster.parts import plan
 from saff.errors import SettingsError
 from saff.runs import read_run
-from saff.storage import Folder, is_local, with_brief_retries
+from saff.storage import Folder, with_brief_retries
 
 LEAST_SPACE = 2**30  # bytes, of a local output
 BYTES_PER_IMAGE = 100_000  # of a shard, roughly
