@@ -1,6 +1,7 @@
 """Everything: pseudo labels, training, re-inference, evaluation, report; resumable, on Ray."""
 
-from saff.cli import run, run_alone
+from saff.cli import run_alone
+from saff.cli.pipeline import run
 
 if __name__ == "__main__":
     run_alone(run)

@@ -1,6 +1,73 @@
-"""Label a corpus: images in, Parquet shards of pseudo labels out; resumable, on Ray Data."""
+"""Label every image of a corpus: images in, Parquet parts of pseudo labels out; resumable.
 
-from saff.cli import label, run_alone
+On a cluster:
+
+    ray job submit --working-dir . -- python jobs/pseudo_labels.py \\
+        --images s3://bucket/photos --output s3://bucket/run
+"""
+
+import os
+from typing import Annotated
+
+import typer
+
+from saff.cli import run_alone
+from saff.cli.options import (
+    MINUTES,
+    ConfigOption,
+    ImagesOption,
+    ManifestOption,
+    NewOutputOption,
+    PartOption,
+    PatienceOption,
+    RetryOption,
+    SourceArgument,
+    open_source,
+    read_config,
+    refuse_relative,
+)
+from saff.cluster import labelling_job, preview
+from saff.plan import Share
+from saff.storage import Folder
+
+
+def pseudo_labels(
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
+    config: ConfigOption = "default",
+    retry_failed: RetryOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to do.")] = False,
+    part: PartOption = "1/1",
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Label images: pseudo labels as Parquet files, one row for each image."""
+    refuse_relative(output)
+    folder, settings, share = Folder.at(output), read_config(config), Share.read(part)
+    corpus = open_source(source, images, manifest=manifest)  # lists the images, reads the manifest
+
+    if dry_run:
+        lines = preview(
+            corpus.name,
+            corpus.rows,
+            folder,
+            settings,
+            retry_failed=retry_failed,
+            share=share,
+            sample=8,
+            cpus=os.cpu_count() or 1,
+        )
+        typer.echo(lines)
+        return
+    job = labelling_job(corpus, folder, settings, share=share, patience=60 * patience)
+    job.claim()  # one output, one configuration: another one is refused by name
+    job.extend_manifest()  # images that the output does not know yet, in new parts
+    todo = job.plan(retry_failed=retry_failed)  # parts of the manifest without a part of labels
+    job.map(todo)  # Ray Data: read, decode, label, encode; each task writes its part
+    job.tidy()  # what processes that died have left
+    typer.echo(f"done: {job.plan()}", err=True)
+
 
 if __name__ == "__main__":
-    run_alone(label)
+    run_alone(pseudo_labels)

@@ -1,6 +1,71 @@
 """Infer masks with a trained network, for the images of a run or for new ones; resumable."""
 
-from saff.cli import reinfer, run_alone
+from typing import Annotated
+
+import typer
+
+from saff.cli import run_alone
+from saff.cli.options import (
+    MINUTES,
+    ConfigOption,
+    GpusOption,
+    ImagesOption,
+    ManifestOption,
+    NetworkOption,
+    PartOption,
+    PatienceOption,
+    RetryOption,
+    WorkersOption,
+    open_source,
+    read_config,
+    refuse_relative,
+)
+from saff.cluster.predictions import prediction_job
+from saff.errors import SettingsError
+from saff.plan import Share
+from saff.storage import Folder
+
+
+def reinfer(
+    output: Annotated[str, typer.Option(help="Output of a run; for new images, a new folder.")],
+    network: NetworkOption = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    config: ConfigOption = "default",
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    retry_failed: RetryOption = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
+    part: PartOption = "1/1",
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Infer masks with a trained network: predictions as Parquet files, one row per image."""
+    has_new_images = bool(images or manifest)
+    if has_new_images != bool(network):
+        raise SettingsError("new images need both --network RUN and --images or --manifest")
+    for name in filter(None, (output, network)):
+        refuse_relative(name)
+    folder = Folder.at(output)
+    corpus = open_source(images, manifest=manifest) if has_new_images else None
+
+    job = prediction_job(
+        folder,
+        Folder.at(network) if network else folder,
+        read_config(config).inference,
+        source=corpus,
+        workers=workers,
+        gpus=gpus,
+        restart=restart,
+        share=Share.read(part),
+        patience=60 * patience,
+    )
+    job.claim()  # one network and one way to ask it: others are refused by name
+    job.extend_manifest()  # new images, if there are any
+    todo = job.plan(retry_failed=retry_failed)  # parts of the manifest without predictions
+    job.map(todo)  # a pool of workers, each with the network; every task writes its part
+    job.tidy()  # what processes that died have left
+    typer.echo(f"done: {job.plan()}", err=True)
+
 
 if __name__ == "__main__":
     run_alone(reinfer)

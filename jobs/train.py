@@ -1,6 +1,49 @@
-"""Train a segmentation network on the pseudo labels of a run; resumable, on Ray Train."""
+"""Train a segmentation network on the pseudo labels of a run, on Ray Train; resumable."""
 
-from saff.cli import run_alone, train
+from typing import Annotated
+
+import typer
+
+from saff.cli import run_alone
+from saff.cli.options import (
+    MINUTES,
+    ConfigOption,
+    GpusOption,
+    PatienceOption,
+    WorkersOption,
+    read_config,
+    refuse_relative,
+)
+from saff.cluster.training import train_network
+from saff.layout import Stage
+from saff.plan import plan_stage
+from saff.runs import read_run
+from saff.storage import Folder
+
+
+def train(
+    output: Annotated[str, typer.Option(help="Output of a run whose images are labelled.")],
+    config: ConfigOption = "default",
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
+    ] = False,
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Train a network on pseudo labels; checkpoints, metrics and weights in OUTPUT/network."""
+    refuse_relative(output)
+    folder, settings = Folder.at(output), read_config(config).training
+    read_run(folder)  # the folder is the output of a run
+    labels = plan_stage(folder, Stage.PSEUDO_LABELS)  # what there is to learn from
+    if labels.left:
+        typer.echo(f"{labels.left:,} images are not labelled yet and not learnt from", err=True)
+    results = train_network(  # from the newest checkpoint to the last step
+        folder, settings, workers=workers, gpus=gpus, restart=restart, patience=60 * patience
+    )
+    typer.echo(f"done: {settings.steps:,} steps, weights in {results.folder.uri}", err=True)
+
 
 if __name__ == "__main__":
     run_alone(train)

@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from saff import metrics
+from saff import layout, metrics
 from saff.addresses import is_local
 from saff.errors import SettingsError
+from saff.layout import PART_SUFFIX
 from saff.metrics import Evaluation
 from saff.rows import decode_map
 from saff.runs import read_run, stage_digest
@@ -172,10 +173,10 @@ def evaluate(
     summary = whole.summary() | {
         "failed": failed,
         "without_truth": without_truth,
-        "parts_to_do": len({*(output / "manifest").names(".parquet")} - {*parts}),
+        "parts_to_do": len({*layout.manifest(output).names(PART_SUFFIX)} - {*parts}),
         "digest": stage_digest(output, stage),
     }
-    curve, folder = whole.curve(), output / "evaluation" / stage
+    curve, folder = whole.curve(), layout.evaluation(output, stage)
     with with_brief_retries(folder.uri):
         folder.write("metrics.json", (json.dumps(summary, indent=2) + "\n").encode())
         folder.write("curve.csv", metrics.curve_csv(curve).encode())

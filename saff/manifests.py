@@ -5,7 +5,6 @@ same name (what was found).  A shard appears whole or not at all and its name sa
 holds, so resuming is a comparison of two listings, and no image is ever there twice.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, count, islice
@@ -13,13 +12,13 @@ from itertools import chain, count, islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from saff import layout
 from saff.errors import SettingsError
 from saff.ids import Ids
+from saff.layout import OWN_NAMES, PART_SUFFIX, part_name
 from saff.shards import MANIFEST, Row, read_column
 from saff.storage import Folder, read_each
 
-STAGES = ("pseudo_labels/", "predictions/", "network/", "rounds/", "evaluation/", "report/")
-OWN = ("run.json", "manifest/", *STAGES)  # what a run writes into its output
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
 PARTS_WANTED = 256  # enough to keep many workers busy to the end
 LOOK_AHEAD = 65_536  # images listed before the size of a part is chosen
@@ -45,8 +44,8 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     SettingsError
         If an id comes twice, or another job takes images in at the same time.
     """
-    folder = output / "manifest"
-    names = folder.names(".parquet")
+    folder = layout.manifest(output)
+    names = folder.names(PART_SUFFIX)
     fresh = new_rows(output, rows)
     buffer = list(islice(fresh, LOOK_AHEAD))
     size = min(max(len(buffer) // PARTS_WANTED, SMALLEST_PART), LARGEST_PART)
@@ -69,27 +68,16 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     return added
 
 
-def part_name(number: int) -> str:
-    """File name of the n-th part, in the manifest and in every stage."""
-    return f"part-{number:07d}.parquet"
-
-
-def part_number(name: str) -> int:
-    """Give the number in a part's name; of other files, one that their name decides."""
-    digits = re.search(r"\d+", name)
-    return int(digits[0]) if digits else 0
-
-
 def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
     """Those of some manifest rows whose images an output does not know yet; ids must be unique.
 
     What a run writes is no image, where its output lies inside their folder.
     """
-    own = tuple(f"{output.uri}/{name}" for name in OWN)
-    folder = output / "manifest"
+    own = tuple(f"{output.uri}/{name}" for name in OWN_NAMES)
+    folder = layout.manifest(output)
     ids = Ids()
     read_ids = partial(read_column, column="image_id")
-    for known in read_each(read_ids, folder, folder.names(".parquet")):
+    for known in read_each(read_ids, folder, folder.names(PART_SUFFIX)):
         ids.know(known)
     for row in rows:
         try:

@@ -19,6 +19,7 @@ from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
 from saff.evaluation import evaluate as evaluate
 from saff.ids import is_safe_id
+from saff.layout import run_file
 from saff.retries import FINAL_CODES, error_code
 from saff.rows import decode_map, original
 from saff.runs import read_run, stage_digest
@@ -232,7 +233,7 @@ def write_report(output: Folder, *, max_cards: int = 200) -> str:
             both = read_each(count_rows, predictions, predicted)
             totals["predicted"] = sum(rows - bad for rows, bad in both)
     for folder, key in ((output / "network", "training"), (predictions, "inference")):
-        if folder.exists("run.json"):
+        if folder.exists(run_file(folder)):
             facts[key] = read_run(folder).get(key)
     page = report.render(
         _cards(output, stage, max(1, -(-found // max_cards))),

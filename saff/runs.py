@@ -3,17 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import count, takewhile
 from typing import Any
 
 import saff
+from saff import layout
 from saff.errors import SettingsError, StorageError
+from saff.layout import PART_SUFFIX, SOURCE, Stage, run_file
 from saff.shards import Row
 from saff.storage import Folder, with_brief_retries
 
 OTHER_OUTPUT = "choose another output, or the settings it has"
 RESTART = "choose the settings it has, another output, or forget what is there with --restart"
-SOURCE = "source.json"  # beside the parts of a manifest
 
 
 def with_digest(content: Row) -> Row:
@@ -43,7 +43,7 @@ def claim(output: Folder, run: dict[str, Any], remedy: str = OTHER_OUTPUT) -> No
         return
     with with_brief_retries(output.uri):
         try:
-            output.create("run.json", (json.dumps(run, indent=2) + "\n").encode())
+            output.create(run_file(output), (json.dumps(run, indent=2) + "\n").encode())
         except FileExistsError:  # another job was faster
             if not is_claimed(output, run, remedy):
                 raise
@@ -77,27 +77,21 @@ def read_run(output: Folder) -> dict[str, Any]:
     """
     run = _load_run(output)
     if run is None:
-        raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
+        raise SettingsError(
+            f"{output.uri} is not the output of a run: it has no {run_file(output)}"
+        )
     return run
-
-
-def rounds_of(output: Folder) -> list[str]:
-    """Folders of the rounds before the last that have begun: ``rounds/1``, ..."""
-    stages = ("network", "predictions", "labels")
-    homes = (f"rounds/{number}" for number in count(1))
-    begun = takewhile(lambda h: any((output / h / s).exists("run.json") for s in stages), homes)
-    return list(begun)
 
 
 def forget(stage: Folder) -> None:
     """Remove the results of a stage, and then what bound it to a run."""
-    for name in (*stage.names(".parquet"), "run.json"):
+    for name in (*stage.names(PART_SUFFIX), run_file(stage)):
         stage.remove(name)
 
 
 def stage_digest(output: Folder, stage: str) -> str:
     """What sums up the results of a stage: pseudo labels are the run's, others have their own."""
-    run = _load_run(output if stage == "pseudo_labels" else output / stage) or {}
+    run = _load_run(output if stage == Stage.PSEUDO_LABELS else output / stage) or {}
     return str(run.get("digest", ""))
 
 
@@ -111,7 +105,7 @@ def claim_source(output: Folder, source: str) -> None:
     """
     if not is_source_claimed(output, source):
         with with_brief_retries(output.uri):
-            (output / "manifest").create(SOURCE, (json.dumps({"source": source}) + "\n").encode())
+            layout.manifest(output).create(SOURCE, (json.dumps({"source": source}) + "\n").encode())
 
 
 def is_source_claimed(output: Folder, source: str) -> bool:
@@ -133,7 +127,7 @@ def is_source_claimed(output: Folder, source: str) -> bool:
 
 def _source_of(output: Folder) -> str | None:
     """Source of the images that were taken in before there was a run."""
-    folder = output / "manifest"
+    folder = layout.manifest(output)
     with with_brief_retries(folder.uri):
         text = folder.read(SOURCE) if folder.exists(SOURCE) else None
     try:
@@ -143,17 +137,18 @@ def _source_of(output: Folder) -> str | None:
 
 
 def _load_run(output: Folder) -> dict[str, Any] | None:
+    name = run_file(output)
     with with_brief_retries(output.uri):
-        text = output.read("run.json") if output.exists("run.json") else None
+        text = output.read(name) if output.exists(name) else None
     if text is None:
         return None
     try:
         run = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StorageError(f"{output.uri}/run.json is damaged: {error}") from error
+        raise StorageError(f"{output.uri}/{name} is damaged: {error}") from error
     if not isinstance(run, dict):
-        raise StorageError(f"{output.uri}/run.json is damaged: expected a JSON object")
-    _refuse_other_version(run.get("saff", saff.__version__), f"{output.uri}/run.json")
+        raise StorageError(f"{output.uri}/{name} is damaged: expected a JSON object")
+    _refuse_other_version(run.get("saff", saff.__version__), f"{output.uri}/{name}")
     return run
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from saff.arrays import AnyArray
 from saff.config import Training
 from saff.errors import SettingsError
-from saff.manifests import part_number
+from saff.layout import part_number
 from saff.resize import shrink
 from saff.rows import decode_map, original
 from saff.shards import Row, count_rows, read_all_rows

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -12,6 +13,22 @@ from saff.shards import Row
 from saff.storage import as_storage_error, is_folder, s3_objects, with_brief_retries, with_retries
 
 OF_MANIFEST = "manifest "
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the images of a run come from.
+
+    Attributes
+    ----------
+    name : str
+        As it stands in run.json.
+    rows : iterable of dict
+        Manifest rows, read once.
+    """
+
+    name: str
+    rows: Iterable[Row]
 
 
 def list_images(source: str) -> Iterator[Row]:

@@ -23,10 +23,11 @@ from typing import NamedTuple
 import torch
 
 import saff
-from saff import network as networks
+from saff import layout, network as networks
 from saff.checkpoints import WeightsFile, load_state
 from saff.config import Training
 from saff.errors import SettingsError, WeightsError
+from saff.layout import RUN
 from saff.network import Network
 from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
@@ -113,7 +114,7 @@ class NetworkFolder:
             If its run.json is damaged.
         """
         with with_brief_retries(self.folder.uri):
-            if not self.folder.exists("run.json"):
+            if not self.folder.exists(RUN):
                 return {}
         labels, kinds = read_run(self.folder).get("labels"), {"parts": str, "images": int}
         if not isinstance(labels, dict) or not all(
@@ -131,7 +132,7 @@ class NetworkFolder:
             self.folder.remove(WEIGHTS)
             for name in self.checkpoints.names(""):
                 self.checkpoints.remove(name)
-            for name in ("metrics.csv", "run.json"):
+            for name in ("metrics.csv", RUN):
                 self.folder.remove(name)
 
     def latest(self, identity: str) -> State | None:
@@ -222,9 +223,9 @@ def load_trained(run: Folder) -> Trained:
         If there is none, or training has not ended; its subclass WeightsError if the weights are
         damaged or belong to another network.
     """
-    folder = run / "network"
+    folder = layout.network(run)
     if not folder.exists(WEIGHTS):
-        begun = folder.exists("run.json")
+        begun = folder.exists(RUN)
         what = "training has not ended" if begun else "there is no trained network"
         raise SettingsError(f"{what} at {folder.uri}: run saff train --output {run.uri}")
     description = read_run(folder)

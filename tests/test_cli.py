@@ -245,7 +245,7 @@ def test_images_are_taken_in_once_and_shared(call, corpus, settings_file, tmp_pa
 
 
 def test_a_run_that_is_done_does_nothing(call, corpus, settings_file, finished, monkeypatch):
-    monkeypatch.setattr("saff.cluster.labels.start_ray", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("saff.cluster.stage_job.start_ray", lambda: pytest.fail("Ray was started"))
     words = ["label", "--images", corpus, "--output", finished.path, "--config", settings_file]
     code, out, err = call(*words)
     assert (code, out) == (0, "")
@@ -398,7 +398,7 @@ def test_a_picture_is_segmented_by_a_network(call, corpus, trained, tmp_path):
         (["reinfer", "--output", "o", "--images", "i"], "new images need both --network RUN and"),
         (
             ["reinfer", "--output", "o", "--images", "i", "--manifest", "m", "--network", "n"],
-            "name new images once",
+            "name the images once",
         ),
         (["run", "--output", "o"], "name the images once"),
         (["run", "i", "--images", "i", "--output", "o"], "name the images once"),

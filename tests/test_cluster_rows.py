@@ -18,7 +18,7 @@ from botocore.exceptions import ParamValidationError
 
 import saff
 from saff import images, saliency, semantic
-from saff.cluster import LabelPart, describe_run, label_row, plan, preview
+from saff.cluster import LabelPart, describe_run, label_row, plan_stage, preview
 from saff.cluster.image_rows import guarded
 from saff.errors import SettingsError, StorageError
 from saff.labeling import label_image, load_models
@@ -421,7 +421,7 @@ def test_again_does_what_failed_and_keeps_the_rest(corpus, small, label_folder, 
     (photos / "b.png").write_bytes((corpus / "rocket ü.png").read_bytes())
     for name in ("a.png", "c.png"):
         (photos / name).unlink()  # a second look at them would find nothing
-    (part,) = plan(output, retry_failed=True).parts
+    (part,) = plan_stage(output, retry_failed=True).parts
     assert LabelPart(output, small)({"part": part}) == {
         "part": part,
         "images": 2,
@@ -458,21 +458,21 @@ def test_the_plan_is_what_is_missing(corpus, small, tmp_path):
     output = Folder.at(str(tmp_path))
     extend_manifest(output, list_images(str(corpus)))
     names = (output / "manifest").names(".parquet")
-    before = plan(output)
+    before = plan_stage(output)
     assert (before.images, before.done, before.failed, before.left) == (7, 0, 0, 7)
     assert before.parts == names
     for name in names[1:3]:  # coffee, text.png, empty.jpg and page.jpg among them, by their order
         LabelPart(output, small)({"part": name})
     rows = stored(output)
     failed = sum(row["error"] is not None for row in rows.values())
-    between = plan(output)
+    between = plan_stage(output)
     assert (between.images, between.done, between.failed, between.left) == (7, 4, failed, 3)
     assert between.parts == [names[0], names[3]]
     assert str(between) == (f"7 images: {4 - failed} labelled, {failed} failed, 3 to do in 2 parts")
 
 
 def test_a_retry_does_the_parts_again_that_hold_failures(finished):
-    done, again = plan(finished), plan(finished, retry_failed=True)
+    done, again = plan_stage(finished), plan_stage(finished, retry_failed=True)
     assert (done.images, done.done, done.failed, done.left, done.parts) == (7, 7, 3, 0, [])
     rows = stored(finished)
     stage = finished / "pseudo_labels"

@@ -20,7 +20,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
-from saff.cluster.parts import ON_CPU, ON_GPU
+from saff.cluster.resources import ON_CPU, ON_GPU
 
 ROOT = Path(__file__).parent.parent
 MOST_UPLOADED = 5 * 2**20
@@ -280,7 +280,7 @@ def test_a_job_uploads_little_and_all_that_it_runs(tmp_path):
     assert archive.stat().st_size < MOST_UPLOADED
     with zipfile.ZipFile(archive) as package:
         sent = set(package.namelist())
-    assert {"saff/cli.py", "jobs/pipeline.py", "pyproject.toml"} < sent
+    assert {"saff/cli/__init__.py", "jobs/pipeline.py", "pyproject.toml"} < sent
     weights = {str(path.relative_to(ROOT)) for path in ROOT.glob("saff/weights/*.safetensors")}
     assert weights
     assert weights < sent

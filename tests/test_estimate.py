@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from saff.cluster.estimate import choose, describe_estimate, measure, preview
-from saff.cluster.parts import WHOLE, Share
 from saff.errors import SettingsError
 from saff.manifests import extend_manifest
+from saff.plan import WHOLE, Share
 from saff.sources import list_images
 from saff.storage import Folder
 

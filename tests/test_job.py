@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from saff import config
-from saff.cluster import label_corpus, plan
+from saff.cluster import label_corpus, plan_stage
 from saff.shards import read_rows
 from saff.sources import list_images
 from saff.storage import Folder
@@ -86,7 +86,7 @@ def test_resume_does_what_is_missing_and_takes_in_new_images(crops, crop_rows, o
     shards[0].unlink()
     shards[1].unlink()
     (images / "new.png").write_bytes((images / "0" / "photo 00 ü.png").read_bytes())
-    assert plan(Folder.at(str(output))).left == 4
+    assert plan_stage(Folder.at(str(output))).left == 4
     run(images, output)
     rows = stored(output)
     assert rows.pop("new.png")["confidence"] == rows["0/photo 00 ü.png"]["confidence"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from saff import label_image
+from saff.labeling import label_image
 from saff.quality import mask_quality
 
 FEW = settings(max_examples=50, deadline=None)

@@ -22,16 +22,17 @@ from skimage import data
 
 from saff import config, images
 from saff.cluster import Share, map_parts
-from saff.cluster.pipeline import Scale, agreement, refuse_begun, run_pipeline
+from saff.cluster.pipeline import Scale, mean_iou, refuse_begun, run_pipeline
 from saff.cluster.predictions import PredictPart, encode_prediction, predict_corpus
-from saff.cluster.training import Feed, scale, train_network
+from saff.cluster.resources import training_workers
+from saff.cluster.training import Feed, train_network
 from saff.config import Inference, Training
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.labeling import spread_map
-from saff.manifests import extend_manifest, part_name
-from saff.runs import rounds_of
+from saff.layout import begun_rounds, part_name
+from saff.manifests import extend_manifest
 from saff.samples import Cache, Loader, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.sources import list_images
@@ -238,13 +239,13 @@ def test_what_no_repetition_mends_ends_it_with_one_line(output):
 
 
 def test_workers_and_gpus_are_checked(one_node):
-    assert scale(None, None, 8) == (1, False)
-    assert scale(3, None, 8) == (3, False)
-    assert scale(2, 0, 8) == (2, False)
+    assert training_workers(None, None, 8) == (1, False)
+    assert training_workers(3, None, 8) == (3, False)
+    assert training_workers(2, 0, 8) == (2, False)
     with pytest.raises(SettingsError, match="1 GPUs were asked for and this machine has 0"):
-        scale(None, 1, 8)
+        training_workers(None, 1, 8)
     with pytest.raises(SettingsError, match="9 workers cannot share batches of 8"):
-        scale(9, None, 8)
+        training_workers(9, None, 8)
     assert Scale(workers=2, patience=5).of_training(8) == {"workers": 2, "gpus": 0, "patience": 5}
     assert Scale(workers=2, patience=5).of_inference(8) == {"workers": 4, "gpus": 0, "patience": 5}
 
@@ -363,9 +364,9 @@ def test_two_rounds_from_images_to_a_report(corpus, two_rounds):
             spread = spread_map(images.read(row["uri"]), np.float32(grey / 255), config_of())
             assert labels[image_id]["confidence"] == encode_prediction(spread)["confidence"]
     assert predictions_of(output).keys() == labels.keys()
-    moved = agreement(output, "rounds/1/labels", "predictions")
-    assert said[2].endswith(f"agreement with what it learnt from {moved:.3f}")
-    assert agreement(output, "predictions", "predictions") == 1.0
+    moved = mean_iou(output, "rounds/1/labels", "predictions")
+    assert said[2].endswith(f"mean IoU with the labels it learnt from {moved:.3f}")
+    assert mean_iou(output, "predictions", "predictions") == 1.0
     files = {p: p.stat().st_mtime_ns for p in Path(output.path).rglob("*") if p.is_file()}
     pipeline(corpus, output, rounds=2)  # when done it does nothing but the report
     after = {p: p.stat().st_mtime_ns for p in Path(output.path).rglob("*") if p.is_file()}
@@ -398,7 +399,7 @@ def test_new_photographs_are_labelled_and_inferred_and_networks_stay(corpus, two
     assert trained_on()["stage"] == "pseudo_labels"
     assert trained_on()["images"] == known["images"] + 1
     assert verify(output).whole
-    assert rounds_of(output) == []
+    assert begun_rounds(output) == []
 
 
 def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, tmp_path):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saff.cluster.parts import StageWriter
-from saff.cluster.quarantine import MOST_DEATHS, begin, tidy
+from saff.cluster.parts import PartWriter
+from saff.cluster.quarantine import MOST_DEATHS, begin, note_name, tidy
 from saff.shards import MANIFEST, PREDICTIONS, read_rows
 from saff.storage import Folder
 
@@ -23,7 +23,7 @@ def stage(tmp_path):
     rows = [{"image_id": name, "uri": f"/photos/{name}"} for name in NAMES]
     with (output / "manifest").replacing(PART) as path:
         pq.write_table(pa.Table.from_pylist(rows, MANIFEST), path)
-    return StageWriter(output, "predictions", PREDICTIONS)
+    return PartWriter(output, "predictions", PREDICTIONS)
 
 
 def fine(rows):
@@ -144,10 +144,10 @@ def test_a_note_counts_who_died_where(stage):
     "left", [b"", b"{", b"[]", b'{"deaths": 3, "at": "", "job": "one"}', b"\xff\xfe"]
 )
 def test_a_damaged_note_names_no_image(stage, left):
-    (stage.folder / ".begun").write(PART, left)
+    (stage.folder / ".begun").write(note_name(PART), left)
     note = begin(stage.folder, PART, "one")
     assert (note.again, note.deaths) == (True, {})
-    assert json.loads((stage.folder / ".begun").read(PART)) == {
+    assert json.loads((stage.folder / ".begun").read(note_name(PART))) == {
         "job": "one",
         "at": "",
         "deaths": {},

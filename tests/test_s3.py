@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saff import cli, edges, saliency, semantic
+from saff import edges, saliency, semantic
 from saff.backbones.efficientnet_lite import packaged
-from saff.cluster import LabelPart, describe_run, label_row, plan
+from saff.cli import options
+from saff.cluster import LabelPart, describe_run, label_row, plan_stage
 from saff.cluster.predictions import PredictPart
 from saff.config import Inference, Training
 from saff.errors import SettingsError, WeightsError
@@ -205,7 +206,7 @@ def test_a_run_in_a_bucket_gives_the_rows_of_a_local_one(in_bucket, finished, ph
     uris = [r["uri"] for name in stage.names(".parquet") for r in read_rows(stage, name, ["uri"])]
     assert uris == [row["uri"] for row in list_images(photos)]
     assert in_bucket.uri.endswith("/runs/first")
-    done = plan(in_bucket)
+    done = plan_stage(in_bucket)
     assert (done.images, done.done, done.failed, done.left) == (7, 7, 3, 0)
 
 
@@ -213,14 +214,14 @@ def test_a_run_is_resumed_and_retried(in_bucket, photos, small, corpus, put):
     first = rows_of(in_bucket)
     names = (in_bucket / "pseudo_labels").names(".parquet")
     in_bucket.fs.rm_file(f"{in_bucket.path}/pseudo_labels/{names[0]}")
-    assert plan(in_bucket).parts == names[:1]
+    assert plan_stage(in_bucket).parts == names[:1]
     LabelPart(in_bucket, small)({"part": names[0]})
     assert rows_of(in_bucket) == first
 
     put(f"{photos}/page.jpg", (corpus / "rocket ü.png").read_bytes())
     put(f"{photos}/new.jpg", (corpus / "rocket ü.png").read_bytes())
     assert extend_manifest(in_bucket, list_images(photos)) == 1
-    todo = plan(in_bucket, retry_failed=True)
+    todo = plan_stage(in_bucket, retry_failed=True)
     assert todo.left == 4
     for name in todo.parts:
         LabelPart(in_bucket, small)({"part": name})
@@ -322,11 +323,11 @@ def test_settings_in_a_bucket_are_those_of_the_file(bucket, put, tmp_path):
     text = '{"encoder_side": 64, "saliency": "rbd", "training": {"steps": 7}}'
     (tmp_path / "ü 1.json").write_text(text)
     put(f"{bucket}/settings/ü 1.json", text.encode())
-    found = cli.read_config(f"{bucket}/settings/ü 1.json")
-    assert found == cli.read_config(str(tmp_path / "ü 1.json"))
+    found = options.read_config(f"{bucket}/settings/ü 1.json")
+    assert found == options.read_config(str(tmp_path / "ü 1.json"))
     assert (found.encoder_side, found.training.steps) == (64, 7)
     with pytest.raises(SettingsError, match=r"^no configuration 's3://.*/settings/2\.json'; known"):
-        cli.read_config(f"{bucket}/settings/2.json")
+        options.read_config(f"{bucket}/settings/2.json")
 
 
 @pytest.mark.parametrize(

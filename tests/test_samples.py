@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from saff import images, samples
 from saff.config import Training
 from saff.errors import SettingsError
-from saff.manifests import part_name
+from saff.layout import part_name
 from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder

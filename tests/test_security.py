@@ -27,7 +27,6 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 from saff import cli, images, metrics
 from saff.addresses import locate
 from saff.cluster import LabelPart, label_row
-from saff.cluster.parts import plan
 from saff.config import Training
 from saff.edges import load as load_edges
 from saff.errors import SaffError
@@ -35,6 +34,7 @@ from saff.evaluation import evaluate
 from saff.images import encode_png
 from saff.lists import read_manifest
 from saff.manifests import extend_manifest
+from saff.plan import plan_stage
 from saff.results import export, export_path, write_report
 from saff.rows import decode_map
 from saff.saliency import load as load_saliency
@@ -353,7 +353,7 @@ def test_a_damaged_shard_is_named_by_all_that_reads_it(run_copy, small, corpus, 
     path = Path(stage.path) / name
     whole = path.read_bytes()
     readers = {
-        "plan": lambda: plan(run_copy),
+        "plan": lambda: plan_stage(run_copy),
         "task": lambda: LabelPart(run_copy, small)({"part": name}),
         "export": lambda: export(run_copy, tmp_path / "to", "mask"),
         "report": lambda: write_report(run_copy),

@@ -7,12 +7,13 @@ import pytest
 import ray
 from PIL import Image
 
-from saff import config, label_image
+from saff import config
 from saff.cluster import tables
 from saff.cluster.tables import VocTree, make_tables, methods
 from saff.config import Inference, Training
 from saff.errors import SettingsError
 from saff.images import encode_png
+from saff.labeling import label_image
 from saff.storage import Folder
 
 

@@ -22,6 +22,7 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError, StorageError
 from saff.images import decode_png, encode_png
 from saff.labeling import label_image
+from saff.layout import run_file
 from saff.runs import claim, stage_digest, with_digest
 from saff.samples import open_corpus
 from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
@@ -383,8 +384,8 @@ def test_an_image_without_a_name(run_copy):
 @pytest.mark.parametrize("folder", ["", "predictions", "network"])
 def test_a_description_that_was_edited_or_damaged_or_removed(predicted_copy, folder):
     home = predicted_copy / folder if folder else predicted_copy
-    where = f"{folder}/run.json".lstrip("/")
-    run = json.loads(home.read("run.json"))
+    where = f"{folder}/{run_file(home)}".lstrip("/")
+    run = json.loads(home.read(run_file(home)))
     for content, said in (
         (json.dumps(run | {"saff": "9.9"}), "has a digest that is not that of its content: "),
         (json.dumps(run | {"digest": HEX}), "has a digest that is not that of its content: "),
@@ -394,9 +395,9 @@ def test_a_description_that_was_edited_or_damaged_or_removed(predicted_copy, fol
         (None, "is missing"),
     ):
         if content is None:
-            home.remove("run.json")
+            home.remove(run_file(home))
         else:
-            home.write("run.json", content.encode())
+            home.write(run_file(home), content.encode())
         assert any(line.startswith(f"{where}: {said}") for line in told(predicted_copy))
 
 
@@ -409,7 +410,7 @@ def test_the_source_may_be_another(run_copy):
 def test_predictions_of_another_network(predicted_copy, predicted, tmp_path):
     network = NetworkFolder(predicted_copy / "network")
     network.finish({"weight": next(iter(start_network(Training()).state_dict().values()))})
-    said = "predictions/run.json: the predictions are not of the network "
+    said = "predictions/_run.json: the predictions are not of the network "
     assert told(predicted_copy) == [f"{said}{network.folder.uri}/weights.pt"]
     assert verify(predicted_copy, stage="pseudo_labels").whole
     assert verify(predicted_copy, network=predicted).whole
@@ -419,9 +420,9 @@ def test_predictions_of_another_network(predicted_copy, predicted, tmp_path):
 
 def describe_again(folder, **changes):
     """Change what a run.json says, its digest with it."""
-    run = json.loads(folder.read("run.json"))
+    run = json.loads(folder.read(run_file(folder)))
     run = with_digest({k: v for k, v in (run | changes).items() if k != "digest"})
-    folder.write("run.json", json.dumps(run).encode())
+    folder.write(run_file(folder), json.dumps(run).encode())
 
 
 def test_a_network_of_other_labels(predicted_copy):
@@ -444,8 +445,8 @@ def test_rounds_before_the_last_are_verified_too(predicted, predicted_copy):
         shutil.copytree(Path(predicted.path) / stage, home / stage)
     shutil.copytree(home / "predictions", home / "labels")
     output, labels = predicted_copy, predicted_copy / "rounds/1/labels"
-    there = json.loads((output / "rounds/1/predictions").read("run.json"))["digest"]
-    labels.write("run.json", json.dumps(with_digest({"predictions": there})).encode())
+    there = json.loads((output / "rounds/1/predictions").read("_run.json"))["digest"]
+    labels.write("_run.json", json.dumps(with_digest({"predictions": there})).encode())
     learnt = {"stage": "rounds/1/labels", "digest": with_digest({"predictions": there})["digest"]}
     describe_again(output / "network", labels=learnt)
     verdict = verify(output)
@@ -460,7 +461,7 @@ def test_rounds_before_the_last_are_verified_too(predicted, predicted_copy):
     damage(output / "rounds/1/predictions", SECOND, lambda data: data[:50])
     describe_again(labels, predictions=HEX)
     assert [line.partition(": ")[::2] for line in told(output)] == [
-        ("rounds/1/labels/run.json", f"the labels are not of the predictions {home}/predictions"),
+        ("rounds/1/labels/_run.json", f"the labels are not of the predictions {home}/predictions"),
         ("network/run.json", "the network has not learnt from the rounds/1/labels that are there"),
         (f"rounds/1/predictions/{SECOND}", ANY),
     ]

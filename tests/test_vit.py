@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from saff import config, label_image, semantic
+from saff import config, semantic
 from saff.backbones import vit
 from saff.errors import SettingsError, WeightsError
+from saff.labeling import label_image
 from saff.torchvision_import import models
 
 WIDTH, PATCH, GRID, DEPTH = 128, 16, 4, 5

@@ -7,19 +7,27 @@ from saff.cluster.labels import (
     encode_label,
     label_corpus,
     label_row,
+    labelling_job,
 )
-from saff.cluster.parts import Plan, Share, map_parts, plan, start_ray
+from saff.cluster.mapping import map_parts
+from saff.cluster.resources import start_ray
+from saff.cluster.stage_job import StageJob
+from saff.plan import Plan, Share, plan_stage
+from saff.sources import Source
 
 __all__ = [
     "LabelPart",
     "Plan",
     "Share",
+    "Source",
+    "StageJob",
     "describe_run",
     "encode_label",
     "label_corpus",
     "label_row",
+    "labelling_job",
     "map_parts",
-    "plan",
+    "plan_stage",
     "preview",
     "start_ray",
 ]

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
+from saff import layout
 from saff.cluster.labels import describe_run, label_row
-from saff.cluster.parts import WHOLE, Share, plan, refuse_empty
 from saff.config import Config
 from saff.labeling import load_models
 from saff.manifests import new_rows
+from saff.plan import WHOLE, Share, plan_stage, require_manifest
 from saff.progress import duration
 from saff.runs import is_claimed
 from saff.shards import Row, read_rows
@@ -138,11 +139,11 @@ def preview(
         Lines for a person; nothing was written.
     """
     if share != WHOLE:
-        refuse_empty(output, source)
+        require_manifest(output, source)
     is_claimed(output, describe_run(source, config))
     with with_brief_retries(output.uri):
-        now = plan(output, retry_failed=retry_failed, share=share)
-    manifest = output / "manifest"
+        now = plan_stage(output, retry_failed=retry_failed, share=share)
+    manifest = layout.manifest(output)
     parts = choose(now.parts, sample)  # of one image each: enough of them for a sample
     known = [row for name in parts for row in choose(read_rows(manifest, name), 1)]
     fresh = Counted(new_rows(output, rows) if share == WHOLE else ())

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from saff import images, metrics
 from saff.arrays import AnyArray
 from saff.boundaries import MatchCounts, Scores, count_matches, summarise
-from saff.cluster.parts import start_ray
+from saff.cluster.resources import start_ray
 from saff.edges import Edges, fitting as edge_fitting
 from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
 from saff.edges.learned import KIND as EDGE_KIND, to_arrays

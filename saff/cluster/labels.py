@@ -12,28 +12,19 @@ from saff import images
 from saff.arrays import Image
 from saff.backends import identity
 from saff.cluster.image_rows import image_row
-from saff.cluster.parts import (
-    WHOLE,
-    Plan,
-    Share,
-    StageWriter,
-    count_done,
-    map_parts,
-    plan,
-    refuse_empty,
-    start_ray,
-)
-from saff.cluster.quarantine import tidy
+from saff.cluster.mapping import map_parts
+from saff.cluster.parts import PartWriter
+from saff.cluster.stage_job import StageJob
 from saff.config import Config
 from saff.labeling import LabeledImage, label_image, load_models
-from saff.manifests import extend_manifest
+from saff.layout import Stage
+from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
 from saff.retries import BRIEF, retry_limit
-from saff.runs import claim, with_digest
+from saff.runs import with_digest
 from saff.shards import PSEUDO_LABELS, Row
+from saff.sources import Source
 from saff.storage import Folder
-
-STAGE = "pseudo_labels"
 
 
 def label_row(image_id: str, uri: str, config: Config) -> Row:
@@ -92,7 +83,7 @@ class LabelPart:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
-        stage = StageWriter(self.output, STAGE, PSEUDO_LABELS)
+        stage = PartWriter(self.output, Stage.PSEUDO_LABELS, PSEUDO_LABELS)
         return stage.do_part(
             row,
             lambda rows: [label_row(r["image_id"], r["uri"], self.config) for r in rows],
@@ -116,6 +107,47 @@ def describe_run(source: str, config: Config) -> Row:
     return with_digest(content) | {"source": source}
 
 
+def labelling_job(
+    source: Source,
+    output: Folder,
+    config: Config,
+    *,
+    share: Share = WHOLE,
+    patience: float = PATIENCE,
+) -> StageJob:
+    """Prepare the job that labels every image of a source; loads the models, starts nothing.
+
+    Parameters
+    ----------
+    source : Source
+        Where the images come from.
+    output : Folder
+        Where to; belongs to one configuration.
+    config : Config
+        Settings.
+    share : Share
+        Do this share of the parts; another one than the whole takes in no images.
+    patience : float
+        Seconds without any part done after which the job ends.
+
+    Raises
+    ------
+    SettingsError
+        If a setting cannot work.
+    """
+    task = LabelPart(output, config)
+    return StageJob(
+        output=output,
+        stage=Stage.PSEUDO_LABELS,
+        verb="label",
+        map_plan=lambda todo, seconds: map_parts(task, todo.parts, patience=seconds),
+        claims=[(output, describe_run(source.name, config), "")],
+        source=source,
+        share=share,
+        patience=patience,
+    )
+
+
 def label_corpus(
     source: str,
     rows: Iterable[Row],
@@ -134,16 +166,10 @@ def label_corpus(
         Where the images come from, as it stands in run.json.
     rows : iterable of dict
         The source's manifest rows.
-    output : Folder
-        Where to; belongs to one configuration.
-    config : Config
-        Settings.
+    output, config, share, patience
+        As for :func:`labelling_job`.
     retry_failed : bool
         Try images again that failed before.
-    share : Share
-        Do this share of the parts; another one than the whole takes in no images.
-    patience : float
-        Seconds without any part done after which the job ends.
 
     Returns
     -------
@@ -153,21 +179,10 @@ def label_corpus(
     Raises
     ------
     SettingsError
-        If the output belongs to another run or a setting cannot work, and nothing was started; or
-        nothing was done for too long.
+        If the output belongs to another run or a setting cannot work, and nothing was started.
+    StalledError
+        If nothing was done for too long.
     """
-    run = describe_run(source, config)
-    if share != WHOLE:
-        refuse_empty(output, source)
-    claim(output, run)
-    if share == WHOLE:
-        extend_manifest(output, rows)
-    todo = plan(output, retry_failed=retry_failed, share=share)
-    if todo.parts:
-        start_ray()
-        task = LabelPart(output, config)
-        count_done("label", todo, map_parts(task, todo.parts, patience=patience))
-        if share == WHOLE:  # nobody else is at work
-            (output / "manifest").sweep()
-            tidy(output / STAGE)
-    return plan(output, share=share)
+    images = Source(name=source, rows=rows)
+    job = labelling_job(images, output, config, share=share, patience=patience)
+    return job.complete(retry_failed=retry_failed)

@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from saff import metrics, results
+from saff import layout, metrics, results
 from saff.cluster.labels import label_corpus
-from saff.cluster.parts import cpus_there, map_parts, start_ray
+from saff.cluster.mapping import map_parts
 from saff.cluster.predictions import predict_corpus
+from saff.cluster.resources import cpus_available, start_ray, training_workers
 from saff.cluster.spreading import spread_corpus
-from saff.cluster.training import scale as workers_of, train_network
+from saff.cluster.training import train_network
 from saff.config import Config
 from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
+from saff.layout import ROUND_LABELS, Stage, begun_rounds
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.runs import forget, rounds_of
+from saff.runs import forget
 from saff.shards import Row, read_all_rows
 from saff.storage import Folder, with_brief_retries
 from saff.trained import NetworkFolder
@@ -46,7 +48,7 @@ class Scale:
         SettingsError
             If GPUs are asked for where there are none, or the numbers do not fit each other.
         """
-        workers, on_gpu = workers_of(self.workers, self.gpus, batch)
+        workers, on_gpu = training_workers(self.workers, self.gpus, batch)
         return {"workers": workers, "gpus": workers if on_gpu else 0, "patience": self.patience}
 
     def of_inference(self, batch: int) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class Scale:
         training = self.of_training(batch)
         if training["gpus"]:
             return {"workers": None, "gpus": training["gpus"], "patience": self.patience}
-        workers = max(cpus_there(), training["workers"])
+        workers = max(cpus_available(), training["workers"])
         return {"workers": workers, "gpus": 0, "patience": self.patience}
 
 
@@ -128,9 +130,9 @@ def run_pipeline(
     say(f"labelled: {done}")
     if restart:
         forget_rounds(output)
-    learnt_from = "pseudo_labels"
+    learnt_from: str = Stage.PSEUDO_LABELS
     for number in range(1, rounds + 1):
-        home = "" if number == rounds else f"rounds/{number}"
+        home = layout.round_home(number, rounds)
         train_network(
             output,
             config.training,
@@ -138,7 +140,7 @@ def run_pipeline(
             round_folder=home,
             **scale.of_training(batch),
         )
-        stage = f"{home}/predictions".lstrip("/")
+        stage = layout.within(home, Stage.PREDICTIONS)
         done = predict_corpus(
             output,
             output / home if home else output,
@@ -147,13 +149,13 @@ def run_pipeline(
             retry_failed=again,
             **scale.of_inference(batch),
         )
-        kept = agreement(output, learnt_from, stage, patience)
-        say(f"round {number}: {done}; agreement with what it learnt from {kept:.3f}")
+        kept = mean_iou(output, learnt_from, stage, patience)
+        say(f"round {number}: {done}; mean IoU with the labels it learnt from {kept:.3f}")
         if number < rounds:
-            learnt_from = f"{home}/labels"
+            learnt_from = layout.within(home, ROUND_LABELS)
             spread_corpus(output, config, stage, learnt_from, retry_failed=again, patience=patience)
     if truth:
-        for name in ("pseudo_labels", "predictions"):
+        for name in Stage:
             spread = partial(map_parts, patience=patience)
             figures = evaluate(output, truth, truth_format, name, map_parts=spread)
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
@@ -163,9 +165,9 @@ def run_pipeline(
 def refuse_begun(output: Folder) -> None:
     """Refuse to try images again while a training is under way on the labels that are there."""
     with with_brief_retries(output.uri):
-        for home in (output, *(output / name for name in rounds_of(output))):
-            network = NetworkFolder(home / "network")
-            if network.folder.exists("run.json") and not network.is_done():
+        for home in (output, *(output / name for name in begun_rounds(output))):
+            network = NetworkFolder(layout.network(home))
+            if network.folder.exists(layout.RUN) and not network.is_done():
                 raise SettingsError(
                     f"a training in {network.folder.uri} is under way, and images that are tried "
                     "again may change its labels; let it end without --retry-failed, or begin it "
@@ -176,12 +178,12 @@ def refuse_begun(output: Folder) -> None:
 def forget_rounds(output: Folder) -> None:
     """Remove networks, predictions and labels made of them, the last round first."""
     with with_brief_retries(output.uri):
-        rounds = [output / home for home in rounds_of(output)]
+        rounds = [output / home for home in begun_rounds(output)]
         for home in (output, *reversed(rounds)):
-            forget(home / "predictions")
+            forget(home / Stage.PREDICTIONS)
             if home != output:
-                forget(home / "labels")
-            NetworkFolder(home / "network").clear()
+                forget(home / ROUND_LABELS)
+            NetworkFolder(layout.network(home)).clear()
 
 
 # How far a round has moved
@@ -213,7 +215,7 @@ class ComparePart:
         return {"sum": float(sum(found)), "images": len(found)}
 
 
-def agreement(output: Folder, one: str, other: str, patience: float = PATIENCE) -> float:
+def mean_iou(output: Folder, one: str, other: str, patience: float = PATIENCE) -> float:
     """Mean IoU of the masks of two stages: how far a network kept to its labels, without truth.
 
     Raises

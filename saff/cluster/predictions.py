@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -17,32 +17,22 @@ from saff import images
 from saff.arrays import Image, PixelMap
 from saff.cluster.faults import is_system_fault
 from saff.cluster.image_rows import guarded, open_image
-from saff.cluster.parts import (
-    ON_CPU,
-    ON_GPU,
-    WHOLE,
-    Plan,
-    Share,
-    StageWriter,
-    count_done,
-    map_parts,
-    plan,
-    pool_size,
-    refuse_empty,
-    start_ray,
-)
-from saff.cluster.quarantine import tidy
+from saff.cluster.mapping import map_parts
+from saff.cluster.parts import PartWriter
+from saff.cluster.resources import ON_CPU, ON_GPU, pool_size, start_ray
+from saff.cluster.stage_job import StageJob
 from saff.config import Inference
 from saff.errors import SettingsError
 from saff.inference import predict_many, to_working_size
-from saff.manifests import extend_manifest
+from saff.layout import Stage
+from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
-from saff.runs import RESTART, claim, forget, with_digest
+from saff.runs import RESTART, forget, with_digest
 from saff.shards import PREDICTIONS, Row
+from saff.sources import Source
 from saff.storage import Folder
 from saff.trained import load_trained
 
-STAGE = "predictions"
 TOGETHER = 32  # images of a part that a worker holds at once
 READERS = 4  # threads that read and decode them
 
@@ -72,7 +62,7 @@ class PredictPart:
         settings: Inference,
         on_gpu: bool = False,
     ) -> None:
-        self.stage = StageWriter(output, stage, PREDICTIONS)
+        self.stage = PartWriter(output, stage, PREDICTIONS)
         self.settings = settings
         self.device = torch.device("cuda" if on_gpu else "cpu")
         torch.backends.cudnn.deterministic = True
@@ -115,21 +105,20 @@ def encode_prediction(confidence: PixelMap) -> Row:
     return {"confidence": images.encode_png(grey), "pseudo_label": images.encode_png(mask)}
 
 
-def predict_corpus(
+def prediction_job(
     output: Folder,
     network_run: Folder,
     settings: Inference,
     *,
-    source: tuple[str, Iterable[Row]] | None = None,
-    stage: str = STAGE,
+    source: Source | None = None,
+    stage: str = Stage.PREDICTIONS,
     workers: int | None = None,
     gpus: int | None = None,
-    retry_failed: bool = False,
     restart: bool = False,
     share: Share = WHOLE,
     patience: float = PATIENCE,
-) -> Plan:
-    """Infer every image of a run, or of a source of new images, that has no prediction yet.
+) -> StageJob:
+    """Prepare the job that infers every image of a run, or of a source of new images.
 
     Parameters
     ----------
@@ -139,22 +128,80 @@ def predict_corpus(
         The run, or the round of it, that trained the network.
     settings : Inference
         How to ask it.
-    source : tuple, optional
-        Where new images come from, as it stands in run.json, and their manifest rows.
+    source : Source, optional
+        Where new images come from; without it, the images of the run.
     stage : str
         Folder of the shards.
     workers : int, optional
         Processes; default: one a GPU or, without any, one a CPU.
     gpus : int, optional
         GPUs to infer on, one a worker; default: all that the cluster has now, 0: none.
-    retry_failed : bool
-        Try images again that failed before.
     restart : bool
         Forget earlier predictions.
     share : Share
         Do this share of the parts; another one than the whole takes in no images.
     patience : float
         Seconds without any part done after which the job ends.
+
+    Raises
+    ------
+    SettingsError
+        If there is no trained network, or a setting cannot work.
+    """
+    trained = load_trained(network_run)
+    folder = output / stage
+    if restart:
+        if share != WHOLE:
+            raise SettingsError("--restart forgets the work of all shares; use it without --part")
+        start_ray()
+        pool_size(workers, gpus)  # refused before anything is forgotten
+        forget(folder)
+
+    def map_plan(todo: Plan, seconds: float) -> Iterator[dict[str, Any]]:
+        count, on_gpu = pool_size(workers, gpus)
+        return map_parts(
+            PredictPart,
+            todo.parts,
+            compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
+            fn_constructor_args=(output, stage, network_run, settings, on_gpu),
+            worker=ON_GPU if on_gpu else ON_CPU,
+            patience=seconds,
+        )
+
+    claims = [(folder, describe_predictions(trained.sha256, settings), RESTART)]
+    if source is not None:
+        claims.insert(0, (output, describe_images(trained.sha256) | {"source": source.name}, ""))
+    return StageJob(
+        output=output,
+        stage=stage,
+        verb="predict",
+        map_plan=map_plan,
+        claims=claims,
+        source=source,
+        share=share,
+        patience=patience,
+    )
+
+
+def predict_corpus(
+    output: Folder,
+    network_run: Folder,
+    settings: Inference,
+    *,
+    source: tuple[str, Iterable[Row]] | None = None,
+    retry_failed: bool = False,
+    **options: Any,
+) -> Plan:
+    """Infer every image of a run, or of a source of new images, that has no prediction yet.
+
+    Parameters
+    ----------
+    output, network_run, settings, **options
+        As for :func:`prediction_job`.
+    source : tuple, optional
+        Where new images come from, as it stands in run.json, and their manifest rows.
+    retry_failed : bool
+        Try images again that failed before.
 
     Returns
     -------
@@ -167,37 +214,9 @@ def predict_corpus(
         If there is no trained network, the output belongs to another run, or its predictions come
         from another network or other settings; nothing was started.
     """
-    trained = load_trained(network_run)
-    folder = output / stage
-    if share != WHOLE:
-        if restart:
-            raise SettingsError("--restart forgets the work of all shares; use it without --part")
-        refuse_empty(output, source[0] if source else "IMAGES")
-    if restart:
-        start_ray()
-        pool_size(workers, gpus)  # refused before anything is forgotten
-        forget(folder)
-    if source is not None:
-        claim(output, describe_images(trained.sha256) | {"source": source[0]})
-        if share == WHOLE:
-            extend_manifest(output, source[1])
-    claim(folder, describe_predictions(trained.sha256, settings), RESTART)
-    todo = plan(output, stage, retry_failed=retry_failed, share=share)
-    if todo.parts:
-        start_ray()
-        count, on_gpu = pool_size(workers, gpus)
-        results = map_parts(
-            PredictPart,
-            todo.parts,
-            compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
-            fn_constructor_args=(output, stage, network_run, settings, on_gpu),
-            worker=ON_GPU if on_gpu else ON_CPU,
-            patience=patience,
-        )
-        count_done("predict", todo, results)
-        if share == WHOLE:  # nobody else is at work
-            tidy(folder)
-    return plan(output, stage, share=share)
+    images_of = Source(name=source[0], rows=source[1]) if source else None
+    job = prediction_job(output, network_run, settings, source=images_of, **options)
+    return job.complete(retry_failed=retry_failed)
 
 
 def describe_images(network: str) -> Row:

@@ -14,14 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from saff.addresses import is_local
+from saff.layout import NOTES
 from saff.storage import Folder
 
-FOLDER = ".begun"  # of a stage: a note for each part that is worked on
 MOST_DEATHS = 3  # of processes at one image
 KIND = "process_killed"
 ERROR = (
     f"the process that worked on this image died {MOST_DEATHS} times, perhaps for want of memory"
 )
+
+
+def note_name(part: str) -> str:
+    """File name of the note of a part; no Parquet file, whatever the part is called."""
+    return f"{part}.json"
 
 
 @dataclass(slots=True)
@@ -56,11 +61,11 @@ class Note:
     def at(self, image_id: str) -> None:
         """Note the image that comes next."""
         content = {"job": self.job, "at": image_id, "deaths": self.deaths}
-        self.folder.write(self.part, json.dumps(content).encode())
+        self.folder.write(note_name(self.part), json.dumps(content).encode())
 
     def done(self) -> None:
         """Take the note away: the part is whole."""
-        self.folder.remove(self.part)
+        self.folder.remove(note_name(self.part))
 
 
 def begin(stage: Folder, part: str, job: str) -> Note:
@@ -80,9 +85,9 @@ def begin(stage: Folder, part: str, job: str) -> Note:
     note : Note
         A damaged note of an earlier attempt counts as one that names no image.
     """
-    folder = stage / FOLDER
+    folder = stage / NOTES
     try:
-        left = folder.read(part)
+        left = folder.read(note_name(part))
     except FileNotFoundError:
         note = Note(folder, part, job)
     else:
@@ -105,7 +110,7 @@ def _deaths(left: bytes, job: str) -> dict[str, int]:
 def tidy(stage: Folder) -> None:
     """Remove what processes that died have left in a stage; only when nobody is at work."""
     stage.sweep()
-    folder = stage / FOLDER
+    folder = stage / NOTES
     folder.sweep()
     for part in folder.names(""):
         folder.remove(part)

@@ -9,14 +9,16 @@ import saff
 from saff.arrays import Image
 from saff.backends import identity
 from saff.cluster.image_rows import image_row
-from saff.cluster.parts import Plan, StageWriter, count_done, map_parts, plan, start_ray
+from saff.cluster.mapping import map_parts
+from saff.cluster.parts import PartWriter
 from saff.cluster.predictions import encode_prediction
-from saff.cluster.quarantine import tidy
+from saff.cluster.stage_job import StageJob
 from saff.config import Config
 from saff.labeling import load_models, spread_map
+from saff.plan import Plan
 from saff.progress import PATIENCE
 from saff.rows import decode_map
-from saff.runs import RESTART, claim, read_run, with_digest
+from saff.runs import RESTART, read_run, with_digest
 from saff.shards import PREDICTIONS, Row, read_all_rows
 from saff.storage import Folder
 
@@ -44,7 +46,7 @@ class SpreadPart:
         """Write the shard of ``row["part"]``."""
         found = read_all_rows(self.output / self.predictions, row["part"])
         predicted = {r["image_id"]: r for r in found}
-        stage = StageWriter(self.output, self.labels, PREDICTIONS)
+        stage = PartWriter(self.output, self.labels, PREDICTIONS)
         return stage.do_part(row, lambda rows: [self._row(r, predicted) for r in rows])
 
     def _row(self, manifest_row: Row, predicted: dict[str, Row]) -> Row:
@@ -94,11 +96,13 @@ def spread_corpus(
         "config": config.labeling(),
         "encoder": identity(load_models(config).encoder),
     }
-    claim(output / labels, with_digest(content), RESTART)
-    todo = plan(output, labels, retry_failed=retry_failed)
-    if todo.parts:
-        start_ray()
-        task = SpreadPart(output, predictions, labels, config)
-        count_done("refine", todo, map_parts(task, todo.parts, patience=patience))
-        tidy(output / labels)
-    return plan(output, labels)
+    task = SpreadPart(output, predictions, labels, config)
+    job = StageJob(
+        output=output,
+        stage=labels,
+        verb="spread",
+        map_plan=lambda todo, seconds: map_parts(task, todo.parts, patience=seconds),
+        claims=[(output / labels, with_digest(content), RESTART)],
+        patience=patience,
+    )
+    return job.complete(retry_failed=retry_failed)

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from saff import metrics
+from saff import layout, metrics
 from saff.arrays import AnyArray
 from saff.cluster.labels import label_corpus
-from saff.cluster.parts import map_parts, start_ray
+from saff.cluster.mapping import map_parts
 from saff.cluster.pipeline import Scale
 from saff.cluster.predictions import predict_corpus
+from saff.cluster.resources import start_ray
 from saff.cluster.training import train_network
 from saff.config import Config, default, paper
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
+from saff.layout import Stage
 from saff.results import rows_of
 from saff.rows import decode_map, original
 from saff.shards import Row
@@ -162,19 +164,19 @@ def make_tables(
         run = output / "runs" / key
         source = str(voc.absolute())
         label_corpus(source, tree.rows("train"), run, method.config, patience=scale.patience)
-        train.append(_measured(run, "pseudo_labels", tree, method.name, method.train))
+        train.append(_measured(run, Stage.PSEUDO_LABELS, tree, method.name, method.train))
         say(_line(train[-1]))
         train_network(run, network.training, **scale.of_training(batch))
         predict_corpus(run, run, network.inference, **scale.of_inference(batch))
         name = f"{method.name} + network"
-        train.append(_measured(run, "predictions", tree, name, method.train_network))
+        train.append(_measured(run, Stage.PREDICTIONS, tree, name, method.train_network))
         say(_line(train[-1]))
         if has_val:
             unseen = run / "val"
             new = (source, tree.rows("val"))
             how = scale.of_inference(batch)
             predict_corpus(unseen, run, network.inference, source=new, **how)
-            val.append(_measured(unseen, "predictions", tree, name, method.val_network))
+            val.append(_measured(unseen, Stage.PREDICTIONS, tree, name, method.val_network))
             say(_line(val[-1]))
     curves = {figures.name: figures.curve for figures in train}
     output.write("figure2.svg", metrics.curve_svg(curves).encode())
@@ -191,7 +193,7 @@ def _measured(
 ) -> Figures:
     summary = evaluate(run, tree.masks, "voc", stage, map_parts=map_parts)
     table = np.genfromtxt(
-        io.BytesIO((run / "evaluation" / stage).read("curve.csv")), delimiter=",", names=True
+        io.BytesIO(layout.evaluation(run, stage).read("curve.csv")), delimiter=",", names=True
     )
     return Figures(name, published, summary, metrics.Curve(table["precision"], table["recall"]))
 
@@ -245,15 +247,15 @@ def examples(output: Folder, tree: VocTree) -> bytes:
     places = sorted({count - 1, count - 2, middle, middle - 1, 1, 0} & {*range(count)})[::-1]
     chosen = {found[place][1]: found[place][0] for place in places[:EXAMPLES]}
     columns: list[tuple[str, dict[str, Row]]] = [
-        (methods()[key].name, _rows(output / "runs" / key, "pseudo_labels", chosen))
+        (methods()[key].name, _rows(output / "runs" / key, Stage.PSEUDO_LABELS, chosen))
         for key in shown
     ]
-    columns.append(("+ network", _rows(last, "predictions", chosen)))
+    columns.append(("+ network", _rows(last, Stage.PREDICTIONS, chosen)))
     return _draw(chosen, columns, masks)
 
 
 def _ious(run: Folder, masks: Folder) -> Iterator[tuple[float, str]]:
-    for row in rows_of(run, "predictions", EXAMPLE_COLUMNS):
+    for row in rows_of(run, Stage.PREDICTIONS, EXAMPLE_COLUMNS):
         truth = _truth(masks, row)
         if truth is not None and truth[0].any():
             mask, valid = truth

@@ -6,7 +6,6 @@ of the workers, the first or after a fault, begins at the newest one.
 
 import _thread
 import logging
-import os
 import shutil
 import threading
 import time
@@ -26,11 +25,19 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from saff import layout
 from saff.cluster.faults import fault_message, is_system_fault
-from saff.cluster.parts import ON_CPU, ON_GPU, gpus_to_use, start_ray
+from saff.cluster.resources import (
+    ON_CPU,
+    ON_GPU,
+    start_ray,
+    threads_per_worker,
+    training_workers,
+)
 from saff.cluster.watchdog import stalled
 from saff.config import Training
-from saff.errors import SaffError, SettingsError, StalledError, TrainingError
+from saff.errors import SaffError, StalledError, TrainingError
+from saff.layout import Stage
 from saff.progress import PATIENCE, Progress
 from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
@@ -84,7 +91,7 @@ def train_network(
     workers: int | None = None,
     gpus: int | None = None,
     restart: bool = False,
-    stage: str = "pseudo_labels",
+    stage: str = Stage.PSEUDO_LABELS,
     round_folder: str = "",
     patience: float = PATIENCE,
 ) -> NetworkFolder:
@@ -126,7 +133,7 @@ def train_network(
         If training cannot go on.
     """
     home = output / round_folder if round_folder else output
-    results = NetworkFolder(home / "network")
+    results = NetworkFolder(layout.network(home))
     corpus = whole = open_corpus(output / stage)
     labels = {"stage": stage, "digest": stage_digest(output, stage)}
     begun = {} if restart else results.learns_from()
@@ -136,7 +143,7 @@ def train_network(
     run = describe(training, corpus, labels)
     if restart:
         start_ray()
-        scale(workers, gpus, training.batch_size)  # refused before anything is forgotten
+        training_workers(workers, gpus, training.batch_size)  # refused before anything is forgotten
         results.clear()
     results.claim(run)
     learnt = run["labels"]["images"]
@@ -151,7 +158,7 @@ def train_network(
     if results.is_done():
         return results
     start_ray()
-    workers, on_gpu = scale(workers, gpus, training.batch_size)
+    workers, on_gpu = training_workers(workers, gpus, training.batch_size)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     job = Job(results, corpus, training, run["digest"], board)
@@ -179,25 +186,6 @@ def train_network(
     if fault:
         raise TrainingError(fault)
     return results
-
-
-def scale(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]:
-    """Choose the number of workers, and whether each has a GPU; Ray has been started.
-
-    Raises
-    ------
-    SettingsError
-        If GPUs are asked for where there are none, or the numbers do not fit each other.
-    """
-    gpus = gpus_to_use(workers, gpus)
-    count = gpus or workers or 1
-    if count < 1:
-        raise SettingsError(f"expected at least 1 worker, got {workers}")
-    if count > batch:
-        raise SettingsError(
-            f"{count} workers cannot share batches of {batch}; set a larger training.batch_size"
-        )
-    return count, gpus > 0
 
 
 @contextmanager
@@ -261,7 +249,7 @@ def work(config: dict[str, Any]) -> None:
 def _work(job: Job) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(threads(context.get_local_world_size()))
+    torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
     training, results = job.training, job.results
     state = results.latest(job.identity)
     start = state.step if state else 0
@@ -292,13 +280,6 @@ def _work(job: Job) -> None:
     )
     if rank == 0:
         results.finish(final.weights())
-
-
-def threads(workers: int) -> int:
-    """Threads of one of several workers on this node, so that they share its cores."""
-    limited = hasattr(os, "sched_getaffinity")  # not on macOS
-    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
-    return max(1, cores // workers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from saff import layout
 from saff.errors import SettingsError
 from saff.evaluation import one_by_one
-from saff.manifests import part_name
+from saff.layout import PART_SUFFIX, ROUND_LABELS, RUN, Stage, begun_rounds, part_name
 from saff.progress import Progress
-from saff.runs import rounds_of
 from saff.shards import Row
 from saff.sources import source_option
 from saff.storage import Folder, with_brief_retries
@@ -72,7 +72,7 @@ def verify(
     outputs = [output] if other is None else [output, other]
     runs = [_run_of(folder) for folder in outputs]
     stages = (stage,) if stage else _stages_of(outputs, runs)
-    if network and "predictions" not in stages:
+    if network and Stage.PREDICTIONS not in stages:
         raise SettingsError(f"--network is of predictions, and {output.uri} has none")
     with closing(sqlite3.connect("")) as database:
         catalogue = Catalogue(database)
@@ -96,7 +96,7 @@ def verify(
 def _run_of(output: Folder) -> Row:
     """What run.json says, nothing if it is damaged; refuses a folder that is no output."""
     with with_brief_retries(output.uri):
-        known = output.exists("run.json") or (output / "manifest").names(".parquet")
+        known = output.exists(RUN) or layout.manifest(output).names(PART_SUFFIX)
     if not known:
         raise SettingsError(f"{output.uri} is not the output of a run: it has no run.json")
     return description(output)[0]
@@ -104,17 +104,17 @@ def _run_of(output: Folder) -> Row:
 
 def _stages_of(outputs: Sequence[Folder], runs: Sequence[Row]) -> tuple[str, ...]:
     """Stages that are there, in their order, and pseudo labels where a run is to have them."""
-    there = {"pseudo_labels"} if any("config" in run for run in runs) else set()
+    there: set[str] = {Stage.PSEUDO_LABELS} if any("config" in run for run in runs) else set()
     rounds: list[str] = []
     for output in outputs:
         with with_brief_retries(output.uri):
-            rounds = max(rounds, rounds_of(output), key=len)
-    known = [f"{home}/{name}" for home in rounds for name in ("predictions", "labels")]
-    known = ["pseudo_labels", *known, "predictions"]
+            rounds = max(rounds, begun_rounds(output), key=len)
+    known = [f"{home}/{name}" for home in rounds for name in (Stage.PREDICTIONS, ROUND_LABELS)]
+    known = [Stage.PSEUDO_LABELS, *known, Stage.PREDICTIONS]
     for output in outputs:
         with with_brief_retries(output.uri):
             there |= {name for name in known if (output / name).names("")}
-    return tuple(name for name in known if name in there) or ("pseudo_labels",)
+    return tuple(name for name in known if name in there) or (Stage.PSEUDO_LABELS,)
 
 
 def _verify_parts(
@@ -123,8 +123,8 @@ def _verify_parts(
     """Compare the listings, then do the parts, on a progress line."""
     output, faults = task.output, findings.faults
     with with_brief_retries(output.uri):
-        parts = (output / "manifest").names(".parquet")
-        shards = {stage: (output / stage).names(".parquet") for stage in task.stages}
+        parts = layout.manifest(output).names(PART_SUFFIX)
+        shards = {stage: (output / stage).names(PART_SUFFIX) for stage in task.stages}
     if not parts:
         faults.add(f"{output.uri}/manifest: holds no images")
     for name in (part_name(number) for number in range(len(parts))):
@@ -158,9 +158,9 @@ def command(output: Folder, run: Row, stage: str) -> str:
     """Command that continues a stage of an output."""
     images = source_option(str(run.get("source", "IMAGES")))
     where = f"--output {shlex.quote(output.uri)}"
-    if stage == "pseudo_labels":
+    if stage == Stage.PSEUDO_LABELS:
         return f"saff label {images} {where}"
-    if stage != "predictions":
+    if stage != Stage.PREDICTIONS:
         return f"saff run {images} {where}"
     new = f" --network RUN {images}" if "network" in run else ""
     return f"saff reinfer {where}{new}"

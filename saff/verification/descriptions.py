@@ -2,16 +2,16 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 
+from saff import layout
 from saff.errors import SettingsError
+from saff.layout import LEARNABLE, ROUND_LABELS, Stage, run_file
 from saff.runs import with_digest
 from saff.shards import Row
 from saff.storage import Folder, with_brief_retries
 from saff.verification.files import on_disk
 
-LABELS = re.compile(r"pseudo_labels|rounds/\d+/labels")  # what a network can learn from
 WEIGHTS = "weights.pt"  # of a trained network, as saff.trained writes it; that module needs torch
 
 
@@ -25,8 +25,9 @@ def description(folder: Folder) -> tuple[Row, str]:
     fault : str
         What is wrong with it; empty if nothing is.
     """
+    name = run_file(folder)
     with with_brief_retries(folder.uri):
-        text = folder.read("run.json") if folder.exists("run.json") else None
+        text = folder.read(name) if folder.exists(name) else None
     if text is None:
         return {}, "is missing"
     try:
@@ -49,23 +50,23 @@ def description_faults(
         yield f"{output.uri}/run.json: {fault}"
     for stage in stages:
         home, _, name = stage.rpartition("/")
-        if name == "predictions":
+        if name == Stage.PREDICTIONS:
             round_of = output / home if home else output
             yield from _round_faults(output, round_of, None if home else network)
-        elif name == "labels":
+        elif name == ROUND_LABELS:
             yield from _label_faults(output / home)
 
 
 def _round_faults(output: Folder, home: Folder, network: Folder | None) -> Iterator[str]:
     """What is wrong with the run.json of a round's network, and of its predictions."""
-    trained, predictions = home / "network", home / "predictions"
+    trained, predictions = layout.network(home), home / Stage.PREDICTIONS
     for folder in (trained, predictions):
         with with_brief_retries(folder.uri):
             if not folder.names(""):  # whatever is in it
                 continue
         run, fault = description(folder)
         if fault:
-            yield f"{folder.uri}/run.json: {fault}"
+            yield f"{folder.uri}/{run_file(folder)}: {fault}"
         if folder == predictions:
             yield from _network_faults(run, predictions, trained, network)
         elif not fault:
@@ -76,30 +77,31 @@ def _learning_faults(run: Row, trained: Folder, output: Folder) -> Iterator[str]
     """Whether a network has learnt from the labels that are there."""
     labels = run.get("labels")
     stage = labels.get("stage") if isinstance(labels, dict) else None
-    if not (isinstance(stage, str) and LABELS.fullmatch(stage)):
+    if not (isinstance(stage, str) and LEARNABLE.fullmatch(stage)):
         yield f"{trained.uri}/run.json: does not say which labels the network has learnt from"
         return
-    there, fault = description(output if stage == "pseudo_labels" else output / stage)
+    there, fault = description(output if stage == Stage.PSEUDO_LABELS else output / stage)
     if not fault and run["labels"].get("digest") != there["digest"]:
         yield f"{trained.uri}/run.json: the network has not learnt from the {stage} that are there"
 
 
 def _label_faults(home: Folder) -> Iterator[str]:
     """What is wrong with the run.json of labels made of predictions, and whether of those there."""
-    labels, predictions = home / "labels", home / "predictions"
+    labels, predictions = home / ROUND_LABELS, home / Stage.PREDICTIONS
     run, fault = description(labels)
     there, other = description(predictions)
     if fault:
-        yield f"{labels.uri}/run.json: {fault}"
+        yield f"{labels.uri}/{run_file(labels)}: {fault}"
     elif not other and run.get("predictions") != there["digest"]:
-        yield f"{labels.uri}/run.json: the labels are not of the predictions {predictions.uri}"
+        name = f"{labels.uri}/{run_file(labels)}"
+        yield f"{name}: the labels are not of the predictions {predictions.uri}"
 
 
 def _network_faults(
     run: Row, predictions: Folder, trained: Folder, network: Folder | None
 ) -> Iterator[str]:
     """Whether predictions are those of the network that is there."""
-    folder = network / "network" if network else trained
+    folder = layout.network(network) if network else trained
     with with_brief_retries(folder.uri):
         if not folder.exists(WEIGHTS):
             if network:
@@ -111,6 +113,6 @@ def _network_faults(
             whole.update(chunk)
     if run.get("network") != whole.hexdigest():
         yield (
-            f"{predictions.uri}/run.json: the predictions are not of the network "
+            f"{predictions.uri}/{run_file(predictions)}: the predictions are not of the network "
             f"{folder.uri}/{WEIGHTS}"
         )

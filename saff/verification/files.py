@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saff.addresses import is_local
+from saff.layout import Stage
 from saff.shards import PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
 from saff.storage import Folder, as_storage_error, with_retries
 
@@ -54,7 +55,7 @@ def stored_rows(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Row]:
 
 def schema_of(stage: str) -> pa.Schema:
     """Columns of a stage; what a network inferred has the same in every round, spread or not."""
-    return PSEUDO_LABELS if stage == "pseudo_labels" else PREDICTIONS
+    return PSEUDO_LABELS if stage == Stage.PSEUDO_LABELS else PREDICTIONS
 
 
 def schema_fault(found: pa.Schema, wanted: pa.Schema) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from saff import layout
 from saff.shards import MANIFEST, Row
 from saff.storage import Folder, as_storage_error
 from saff.verification.files import DamagedError, schema_of, stored_rows
@@ -37,7 +38,7 @@ class VerifyPart:
         counts: dict[str, Totals] = {}
         digests: dict[str, dict[str, str]] = {}
         try:
-            manifest = list(stored_rows(self.output / "manifest", part, MANIFEST))
+            manifest = list(stored_rows(layout.manifest(self.output), part, MANIFEST))
         except DamagedError as error:  # which images its shards are to hold is not known
             manifest = []
             faults.add(f"{self.output.uri}/manifest/{part}: {error}", part)

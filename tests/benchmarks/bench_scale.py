@@ -24,9 +24,9 @@ from bench_job import resident
 from bench_label_image import machine
 
 from saff import config
-from saff.cluster import describe_run, label_row, map_parts, plan, start_ray
+from saff.cluster import describe_run, label_row, map_parts, plan_stage, start_ray
 from saff.cluster.image_rows import image_row
-from saff.cluster.parts import StageWriter
+from saff.cluster.parts import PartWriter
 from saff.images import encode_png
 from saff.lists import read_manifest
 from saff.manifests import extend_manifest
@@ -48,7 +48,7 @@ class ConstantPart:
     columns: Row
 
     def __call__(self, row):
-        stage = StageWriter(self.output, "pseudo_labels", PSEUDO_LABELS)
+        stage = PartWriter(self.output, "pseudo_labels", PSEUDO_LABELS)
         work = lambda image: self.columns  # noqa: E731
         return stage.do_part(
             row,
@@ -102,7 +102,7 @@ def take_in(output, source):
 def look_again(output, source):
     """What a resumed job does before its first task."""
     added = take_in(output, source)
-    return added, plan(output)
+    return added, plan_stage(output)
 
 
 def main():
@@ -122,7 +122,7 @@ def main():
         result = {"benchmark": "the machinery alone", "rows": args.rows}
         result["take in, s"], _ = timed(take_in, output, source)
         result["after taking in, driver MiB"] = resident()[0]
-        result["plan, s"], todo = timed(plan, output)
+        result["plan, s"], todo = timed(plan_stage, output)
         result["parts"] = len(todo.parts)
         rate, result["memory (driver, largest worker)"] = run_all(
             output, todo.parts, columns, args.rows

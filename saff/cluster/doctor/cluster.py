@@ -15,7 +15,7 @@ import ray
 from ray._private import services
 
 from saff.cluster.doctor.findings import Finding, Node, amounts, ask, count
-from saff.cluster.parts import pool_size, start_ray
+from saff.cluster.resources import pool_size, start_ray
 from saff.errors import SettingsError
 
 TO_CONNECT = 5.0  # seconds for a TCP connection

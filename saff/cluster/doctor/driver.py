@@ -14,10 +14,11 @@ from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 
 import saff
+from saff import layout
 from saff.addresses import is_local
 from saff.cluster.doctor.findings import Finding, show
-from saff.cluster.parts import plan
 from saff.errors import SettingsError
+from saff.plan import plan_stage
 from saff.runs import read_run
 from saff.storage import Folder, with_brief_retries
 
@@ -133,12 +134,12 @@ def check_run(output: str) -> Iterator[Finding]:
     """What an output holds, and whether this saff can continue it."""
     folder = nearest(Folder.at(output))
     with with_brief_retries(output):
-        begun = folder.uri == Folder.at(output).uri and folder.exists("run.json")
+        begun = folder.uri == Folder.at(output).uri and folder.exists(layout.RUN)
     if not begun:
         yield Finding("run", True, f"{output} holds none yet")
         return
     made_by = str(read_run(folder).get("saff"))
-    yield judge_run(made_by, saff.__version__, str(plan(folder)))
+    yield judge_run(made_by, saff.__version__, str(plan_stage(folder)))
 
 
 def judge_run(made_by: str, here: str, counts: str) -> Finding:

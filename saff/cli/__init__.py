@@ -1,0 +1,87 @@
+"""The command line: thin over the functions that the jobs call."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from saff import __version__
+from saff.cli import checks, labels, network, pictures, pipeline
+from saff.errors import SaffError, printable
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Foreground masks from unlabelled images, without any annotation.
+
+    A first run:
+
+    [bold]saff segment photo.jpg -o mask.png[/]      one picture
+
+    [bold]saff label photos/ --output out/[/]        a folder, resumable
+
+    [bold]saff report out/[/]                        look at it: out/report/index.html
+
+    [bold]saff export out/ --to masks/[/]            PNG files
+    """,
+)
+
+for command in (
+    labels.label,
+    labels.manifest,
+    pipeline.run,
+    network.train,
+    network.reinfer,
+    pictures.segment,
+    pictures.export,
+    network.export_network,
+    checks.evaluate,
+    checks.verify,
+    pictures.report,
+    checks.doctor,
+    pipeline.demo,
+):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line and exit code 2."""
+    explain(app)
+
+
+def run_alone(command: Callable[..., None]) -> None:
+    """Run one command as a program of its own: a job."""
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command()(command)
+    explain(alone)
+
+
+def explain(program: Callable[[], None]) -> None:
+    """Call a program and turn what the user can mend into one line and exit code 2.
+
+    That is a :class:`SaffError`, and an OSError: a storage or a disk that failed later on.
+    """
+    try:
+        program()
+    except SaffError as error:
+        line = str(error)
+    except OSError as error:
+        line = f"{type(error).__name__}: {error}; what is done stays, the same command continues"
+    else:
+        return
+    print(f"saff: {printable(' '.join(line.split()))}", file=sys.stderr)
+    logging.disable()  # threads of Ray that still wait for tasks complain of its end
+    sys.exit(2)

@@ -1,0 +1,163 @@
+"""Commands that measure and check: evaluate, verify, doctor."""
+
+import os
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from saff import evaluation, layout, verification
+from saff.cli.options import (
+    MINUTES,
+    ConfigOption,
+    NetworkOption,
+    Output,
+    PatienceOption,
+    StageOption,
+    TruthFormat,
+    read_config,
+    refuse_relative,
+)
+from saff.errors import SettingsError
+from saff.layout import PART_SUFFIX, Stage
+from saff.storage import Folder, with_brief_retries
+
+PARTS_FOR_RAY = 512  # beyond, even small parts take longer than Ray's start
+
+
+def evaluate(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[OUTPUT]", help="Same as --output.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Output of a run.")] = None,
+    truth: Annotated[str, typer.Option(help="Folder of PNG masks named like the images.")] = ...,  # type: ignore[assignment]
+    truth_format: Annotated[
+        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
+    ] = TruthFormat.binary,
+    stage: StageOption = Stage.PSEUDO_LABELS,
+    normalise: Annotated[bool, typer.Option(help="Stretch each map to 0..255 first.")] = True,
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Measure results against masks: max F in its three conventions, MAE, IoU, P-R curve."""
+    given = output or source
+    if given is None or (output and source):
+        raise SettingsError("name the output once")
+    refuse_relative(given)
+    refuse_relative(truth)
+    folder = Folder.at(given)
+    summary = evaluation.evaluate(
+        folder,
+        truth,
+        truth_format.value,
+        stage.value,
+        normalise=normalise,
+        map_parts=_parts_mapper(folder, stage.value, 60 * patience),
+    )
+    for name in ("mean_pr", "mean_f", "max_f"):
+        typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
+    typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
+    if to_do := summary["parts_to_do"]:
+        typer.echo(f"{to_do:,} parts of the manifest are not done yet and not measured", err=True)
+    typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
+
+
+def verify(
+    output: Output,
+    other: Annotated[
+        str | None, typer.Argument(help="Another output that is to hold the same.")
+    ] = None,
+    stage: Annotated[
+        Stage | None, typer.Option(help="Which results; default: all there are.")
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Read each image again and compare its SHA-256.")
+    ] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Run whose network made the predictions, where it is another one."),
+    ] = None,
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Prove that an output is whole, or that two outputs hold the same.
+
+    Every row and map is read. Exit code 1 when anything is wrong, differs or is not done yet.
+    """
+    named = [name for name in (output, other, network) if name]
+    for name in named:
+        refuse_relative(name)
+    folder = Folder.at(output)
+    verdict = verification.verify(
+        folder,
+        Folder.at(other) if other else None,
+        stage=stage.value if stage else None,
+        images=images,
+        network=Folder.at(network) if network else None,
+        map_parts=_parts_mapper(folder, layout.MANIFEST, 60 * patience),
+    )
+    for line in verdict.lines:
+        typer.echo(line)
+    if not verdict.whole:
+        raise typer.Exit(1)
+
+
+def doctor(
+    output: Annotated[
+        str | None, typer.Argument(help="Folder or s3:// prefix that runs are to write to.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a cluster; default: RAY_ADDRESS, or this one.")
+    ] = None,
+    network: NetworkOption = None,
+    config: ConfigOption = "default",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers that a stage is to have: enough room?")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that a stage is to have, one a worker.")
+    ] = None,
+    start_nodes: Annotated[
+        bool,
+        typer.Option(
+            "--start-nodes",
+            help="On a cluster that grows, start a CPU node, and a GPU node if --gpus, and check "
+            "them too; waits 15 minutes at most.",
+        ),
+    ] = False,
+) -> None:
+    """Check what a run needs, on every node: versions, storage, models, threads, GPUs and more.
+
+    One line each: ok, or what is wrong and what to do about it. Exit code 1 if anything is wrong.
+    """
+    for name in (output, network):
+        if name:
+            refuse_relative(name)
+    chosen = read_config(config)
+    from saff.cluster.doctor import examine
+
+    well = True
+    found = examine(
+        output,
+        address=address,
+        config=chosen,
+        network=network,
+        workers=workers,
+        gpus=gpus,
+        start_nodes=start_nodes,
+    )
+    for finding in found:
+        typer.echo(str(finding))
+        well = well and finding.ok
+    if not well:
+        raise typer.Exit(1)
+
+
+def _parts_mapper(output: Folder, stage: str, patience: float) -> evaluation.Mapper:
+    """On a cluster if it has many parts or this is a cluster's job: Ray takes seconds to start."""
+    with with_brief_retries(output.uri):
+        many = len((output / stage).names(PART_SUFFIX)) > PARTS_FOR_RAY
+    if not many and not os.environ.get("RAY_ADDRESS"):
+        return evaluation.one_by_one
+    from saff.cluster import map_parts, start_ray
+
+    start_ray()
+    return partial(map_parts, patience=patience)

@@ -1,0 +1,102 @@
+"""Commands that label images: label, manifest."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from saff import layout
+from saff.cli.options import (
+    MINUTES,
+    ConfigOption,
+    ImagesOption,
+    ManifestOption,
+    NewOutputOption,
+    PartOption,
+    PatienceOption,
+    RetryOption,
+    SourceArgument,
+    open_source,
+    read_config,
+    refuse_relative,
+)
+from saff.layout import PART_SUFFIX
+from saff.manifests import extend_manifest
+from saff.plan import Share
+from saff.runs import claim_source
+from saff.storage import Folder, with_brief_retries
+
+
+def label(
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
+    config: ConfigOption = "default",
+    retry_failed: RetryOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Images that a dry run labels, to tell time and size.")
+    ] = 8,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Of the cluster, for a dry run; default: those here.")
+    ] = None,
+    cpu_price: Annotated[
+        float | None, typer.Option(min=0, help="Dollars of a CPU for an hour, for a dry run.")
+    ] = None,
+    part: PartOption = "1/1",
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Label images: pseudo labels as Parquet shards.
+
+    Runs on the Ray cluster it is started on ([bold]ray job submit[/]), or starts one on this
+    machine. A bad image becomes a row with an error; run the same command again to resume.
+    """
+    refuse_relative(output)
+    chosen, folder = read_config(config), Folder.at(output)
+    images_of = open_source(source, images, manifest=manifest)
+    share = Share.read(part)
+    from saff import cluster  # Ray takes seconds to import; a mistake above is reported at once
+
+    if dry_run:
+        lines = cluster.preview(
+            images_of.name,
+            images_of.rows,
+            folder,
+            chosen,
+            retry_failed=retry_failed,
+            share=share,
+            sample=sample,
+            cpus=cpus or os.cpu_count() or 1,
+            price=cpu_price,
+        )
+        typer.echo(lines)
+        return
+    typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
+    job = cluster.labelling_job(images_of, folder, chosen, share=share, patience=60 * patience)
+    done = job.complete(retry_failed=retry_failed)
+    typer.echo(f"done: {done}", err=True)
+    if done.failed:
+        typer.echo(f"why images failed: saff report {output}", err=True)
+
+
+def manifest(
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
+) -> None:
+    """Take images into an output and do nothing with them: what several jobs then share.
+
+    [bold]saff label ... --part 1/4[/] to [bold]--part 4/4[/] do a quarter each, at the same time;
+    what they write lies side by side in one output. Run it again to take in new images.
+    """
+    refuse_relative(output)
+    images_of, folder = open_source(source, images, manifest=manifest), Folder.at(output)
+    claim_source(folder, images_of.name)
+    with with_brief_retries(folder.uri):
+        parts = layout.manifest(folder)
+        added = extend_manifest(folder, images_of.rows)
+    typer.echo(f"{added:,} new images; {len(parts.names(PART_SUFFIX)):,} parts", err=True)

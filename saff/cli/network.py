@@ -1,0 +1,125 @@
+"""Commands of the network: train, reinfer, export-network."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saff.cli.options import (
+    MINUTES,
+    ConfigOption,
+    GpusOption,
+    NetworkOption,
+    PartOption,
+    PatienceOption,
+    RetryOption,
+    WorkersOption,
+    open_source,
+    read_config,
+    refuse_relative,
+)
+from saff.errors import SettingsError
+from saff.plan import Share, plan_stage
+from saff.runs import read_run
+from saff.storage import Folder
+
+
+def train(
+    output: Annotated[str, typer.Option(help="Output of a run whose images are labelled.")],
+    config: ConfigOption = "default",
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
+    ] = False,
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Train a segmentation network on the pseudo labels of a run.
+
+    Continues from the last checkpoint when it is run again. Only the section
+    [bold]training[/] of the configuration counts.
+    """
+    refuse_relative(output)
+    chosen = read_config(config).training
+    folder = Folder.at(output)
+    read_run(folder)
+    from saff.cluster.training import train_network
+
+    if left := plan_stage(folder).left:
+        typer.echo(f"{left:,} images are not labelled yet and not learnt from", err=True)
+    results = train_network(
+        folder, chosen, workers=workers, gpus=gpus, restart=restart, patience=60 * patience
+    )
+    typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
+
+
+def reinfer(
+    output: Annotated[str, typer.Option(help="Output of a run; of new images, a new folder.")],
+    network: NetworkOption = None,
+    images: Annotated[
+        str | None, typer.Option(help="New images: folder, glob, s3:// prefix or file.")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(help="New images: Parquet or CSV with image_id and uri.")
+    ] = None,
+    config: ConfigOption = "default",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one a GPU, or one a CPU.")
+    ] = None,
+    gpus: GpusOption = None,
+    retry_failed: RetryOption = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
+    part: PartOption = "1/1",
+    patience: PatienceOption = MINUTES,
+) -> None:
+    """Infer masks with a trained network: for the images of a run, or for new ones.
+
+    [bold]saff reinfer --output RUN[/] infers the images that the network of RUN has learnt from;
+    with [bold]--network RUN --images IMAGES[/], new images, for which only the network runs.
+    Run the same command again to resume.
+    """
+    new_images = bool(images or manifest)
+    if new_images != bool(network):
+        raise SettingsError("new images need both --network RUN and --images or --manifest")
+    for name in (output, *([network] if network else [])):
+        refuse_relative(name)
+    chosen, folder = read_config(config).inference, Folder.at(output)
+    images_of = open_source(images, manifest=manifest) if new_images else None
+    if images_of is None:
+        read_run(folder)
+    from saff.cluster.predictions import prediction_job
+
+    job = prediction_job(
+        folder,
+        Folder.at(network) if network else folder,
+        chosen,
+        source=images_of,
+        workers=workers,
+        gpus=gpus,
+        restart=restart,
+        share=Share.read(part),
+        patience=60 * patience,
+    )
+    done = job.complete(retry_failed=retry_failed)
+    typer.echo(f"done: {done}", err=True)
+
+
+def export_network(
+    output: Annotated[str, typer.Argument(help="Output of a run whose network is trained.")],
+    to: Annotated[Path, typer.Option(help="File to write: model.onnx, or model.pt2 for torch.")],
+) -> None:
+    """Convert a trained network to one file that runs without saff: ONNX, or torch's format.
+
+    A JSON file beside it says how to prepare images. The file is run once and its answers are
+    compared with the network's. ONNX needs the packages of the extra [bold]export[/].
+    """
+    from saff import network_export
+
+    done = network_export.export_network(Folder.at(output), to)
+    checked = (
+        "checked by ONNX alone; pip install onnxruntime to have it run, too"
+        if done.difference is None
+        else f"differs from the network by at most {done.difference:.0e}"
+    )
+    typer.echo(f"{done.model} and {done.description}; {checked}", err=True)

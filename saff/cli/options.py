@@ -1,0 +1,130 @@
+"""Options that several commands share, and what they mean."""
+
+import os
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from saff import config as settings
+from saff.addresses import locate
+from saff.config import Config
+from saff.errors import SettingsError
+from saff.layout import Stage
+from saff.lists import read_manifest
+from saff.progress import PATIENCE
+from saff.sources import Source, describe_source, list_images
+from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
+
+MINUTES = PATIENCE / 60
+
+
+class What(str, Enum):
+    """Pictures of a result."""
+
+    mask = "mask"
+    confidence = "confidence"
+    overlay = "overlay"
+    cutout = "cutout"
+
+
+class TruthFormat(str, Enum):
+    """How masks are written."""
+
+    voc = "voc"
+    binary = "binary"
+
+
+Output = Annotated[str, typer.Argument(help="Output of a run, a folder or s3:// prefix.")]
+
+StageOption = Annotated[Stage, typer.Option(help="Which results.")]
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--config", help="'default', 'fast', 'best', 'paper', or a JSON file of settings."
+    ),
+]
+
+SourceArgument = Annotated[str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")]
+
+ImagesOption = Annotated[
+    str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
+]
+
+ManifestOption = Annotated[
+    str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
+]
+
+NewOutputOption = Annotated[
+    str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
+]
+
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+]
+
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes that share each batch of a training.")
+]
+
+GpusOption = Annotated[
+    int | None, typer.Option(min=0, help="GPUs to use, one a worker; default: all there are now.")
+]
+
+PatienceOption = Annotated[
+    float, typer.Option(min=0.1, help="Minutes without progress after which the job ends.")
+]
+
+PartOption = Annotated[
+    str,
+    typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
+]
+
+NetworkOption = Annotated[
+    str | None, typer.Option("--network", help="Run whose trained network to ask.")
+]
+
+
+def read_config(name: str) -> Config:
+    """Settings by name or from a JSON file."""
+    if name in settings.NAMED:
+        return settings.NAMED[name]()
+    fs, path = locate(name)
+    with with_brief_retries(name):
+        try:
+            text: bytes = with_retries(fs, fs.cat_file, path)
+        except NO_FILE:
+            raise SettingsError(
+                f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
+            ) from None
+        return settings.from_json(text.decode("utf-8", "replace"))
+
+
+def open_source(*images: str | None, manifest: str | None) -> Source:
+    """Open the one source of images that was named: a folder, prefix, glob or file, or a manifest.
+
+    Raises
+    ------
+    SettingsError
+        If none or several were named, it holds no images, or it is relative in a submitted job.
+    """
+    named = [name for name in (*images, manifest) if name]
+    if len(named) != 1:
+        raise SettingsError("name the images once: a folder, --images, or --manifest")
+    (uri,) = named
+    refuse_relative(uri)
+    rows = read_manifest(uri) if manifest else list_images(uri)
+    return Source(
+        name=describe_source(Folder.at(uri).uri, is_manifest=manifest is not None), rows=rows
+    )
+
+
+def refuse_relative(name: str) -> None:
+    """Refuse a relative path in a submitted job: it lies in a copy that Ray deletes."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's own mark on a submitted driver
+    if submitted and "://" not in name and not os.path.isabs(name):
+        raise SettingsError(
+            f"{name} is relative, and a submitted job runs in a copy that is deleted; give an "
+            "absolute path on storage that every node shares, or a URI"
+        )

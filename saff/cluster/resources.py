@@ -1,0 +1,117 @@
+"""What a job takes of a cluster: how Ray is started, CPUs, GPUs, workers and their threads."""
+
+import logging
+import os
+
+import ray
+
+from saff.cluster.watchdog import ending_after
+from saff.errors import SettingsError
+
+# What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
+ON_CPU = {"CPU": 1.0}
+ON_GPU = {"CPU": 0.0, "GPU": 1.0}
+START_SECONDS = 180.0  # for Ray to start here, or to be joined
+
+
+def start_ray(address: str | None = None) -> None:
+    """Join the cluster that ``address`` or, as for a submitted job, ``RAY_ADDRESS`` names.
+
+    Without either, start one here.
+    A cluster that merely runs, or ran, on this machine is not joined: what a killed one leaves
+    behind would be waited for.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or (None if os.environ.get("RAY_ADDRESS") else "local")
+    with ending_after(START_SECONDS):
+        ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+
+
+def gpus_to_use(workers: int | None, gpus: int | None) -> int:
+    """Choose on how many GPUs to work, one a worker; Ray has been started.
+
+    Parameters
+    ----------
+    workers, gpus : int, optional
+        As asked for; without ``gpus``, all that are there, if they are enough for the workers.
+
+    Raises
+    ------
+    SettingsError
+        If GPUs are asked for where there are none, or the numbers do not fit each other.
+    """
+    there = int(_resources().get("GPU", 0))
+    grows = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may start the nodes that are asked for
+    if gpus is None:
+        gpus = there if workers is None else min(there, workers) if there >= workers else 0
+        if not there and workers is None and grows:
+            raise SettingsError(
+                "this cluster has no GPU now, and may start some or not; name --gpus N to have "
+                "them started, or --gpus 0 to work on CPUs"
+            )
+    if gpus < 0:
+        raise SettingsError(f"expected at least 0 GPUs, got {gpus}")
+    if gpus > there and not grows:
+        raise SettingsError(
+            f"{gpus} GPUs were asked for and this machine has {there}; leave --gpus out to work "
+            "on what there is"
+        )
+    if gpus and workers is not None and workers != gpus:
+        raise SettingsError(f"a worker has one GPU: {workers} workers do not fit {gpus} GPUs")
+    return gpus
+
+
+def pool_size(workers: int | None, gpus: int | None) -> tuple[int, bool]:
+    """Choose the number of workers of a pool, and whether each has a GPU.
+
+    Raises
+    ------
+    SettingsError
+        Also if a cluster has no nodes for work yet, so that a number must be named.
+    """
+    gpus = gpus_to_use(workers, gpus)
+    count = gpus or workers or cpus_available()
+    if not count:
+        raise SettingsError(
+            "the cluster has no node for work yet, so it does not tell how many workers to start; "
+            "name --gpus or --workers"
+        )
+    return count, gpus > 0
+
+
+def cpus_available() -> int:
+    """CPUs that Ray gives out on the nodes that are there now."""
+    return int(_resources().get("CPU", 0))
+
+
+def _resources() -> dict[str, float]:
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return there
+
+
+def training_workers(workers: int | None, gpus: int | None, batch: int) -> tuple[int, bool]:
+    """Choose the number of workers of a training, and whether each has a GPU; Ray has been started.
+
+    Raises
+    ------
+    SettingsError
+        If GPUs are asked for where there are none, or the numbers do not fit each other.
+    """
+    gpus = gpus_to_use(workers, gpus)
+    count = gpus or workers or 1
+    if count < 1:
+        raise SettingsError(f"expected at least 1 worker, got {workers}")
+    if count > batch:
+        raise SettingsError(
+            f"{count} workers cannot share batches of {batch}; set a larger training.batch_size"
+        )
+    return count, gpus > 0
+
+
+def threads_per_worker(workers: int) -> int:
+    """Threads of one of several workers on this node, so that they share its cores."""
+    limited = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1
+    return max(1, cores // workers)

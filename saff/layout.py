@@ -1,0 +1,112 @@
+"""Where everything lies inside an OUTPUT: the one place that spells its paths.
+
+::
+
+    OUTPUT/run.json                        what decides the content: settings, weights, source
+    OUTPUT/manifest/part-0000000.parquet   which images; _source.json beside: where they come from
+    OUTPUT/pseudo_labels/part-*.parquet    what was found, one part for each part of the manifest
+    OUTPUT/predictions/part-*.parquet      likewise; _run.json beside: what decides it
+    OUTPUT/network/                        a trained network, see saff.trained
+    OUTPUT/rounds/1/                       network, predictions and labels of an earlier round
+    OUTPUT/evaluation/STAGE/               figures against true masks
+    OUTPUT/report/index.html
+
+A folder of parts holds Parquet files only, but for names that begin with ``_`` or ``.``, which
+readers of Parquet data sets pass over.
+"""
+
+import re
+from enum import Enum
+from itertools import count
+
+from saff.storage import Folder
+
+MANIFEST = "manifest"
+RUN = "run.json"
+STAGE_RUN = "_run.json"
+SOURCE = "_source.json"
+NOTES = ".begun"  # in a folder of parts: a note for each part that is being worked on
+PART_SUFFIX = ".parquet"
+ROUND_LABELS = "labels"  # of a round: its predictions spread, for the next network to learn from
+
+
+class Stage(str, Enum):
+    """Results of a run: what the method says of each image, or what the trained network says."""
+
+    PSEUDO_LABELS = "pseudo_labels"
+    PREDICTIONS = "predictions"
+
+    __str__ = str.__str__  # so that it can stand in a path
+
+
+LEARNABLE = re.compile(rf"{Stage.PSEUDO_LABELS}|rounds/\d+/{ROUND_LABELS}")
+"""Folders of parts that a network can learn from."""
+OWN_NAMES = (
+    RUN,
+    f"{MANIFEST}/",
+    *(f"{stage}/" for stage in Stage),
+    "network/",
+    "rounds/",
+    "evaluation/",
+    "report/",
+)
+"""What a run writes into its output; none of it is an image to label."""
+
+
+def manifest(output: Folder) -> Folder:
+    """Folder of the parts that say which images an output holds results of."""
+    return output / MANIFEST
+
+
+def network(home: Folder) -> Folder:
+    """Folder of the trained network of an output, or of one of its rounds."""
+    return home / "network"
+
+
+def evaluation(output: Folder, stage: str) -> Folder:
+    """Folder of the figures of a stage."""
+    return output / "evaluation" / stage
+
+
+def report(output: Folder) -> Folder:
+    """Folder of the report."""
+    return output / "report"
+
+
+def run_file(folder: Folder) -> str:
+    """Name of the file that says what decides a folder's content."""
+    holds_parts = folder.path.rpartition("/")[2] in (*Stage, ROUND_LABELS)
+    return STAGE_RUN if holds_parts else RUN
+
+
+def round_home(number: int, rounds: int) -> str:
+    """Folder of a round's network and predictions; the last round's are the output's own."""
+    return "" if number == rounds else f"rounds/{number}"
+
+
+def within(home: str, name: str) -> str:
+    """Path of a folder inside the folder of a round, or inside the output itself."""
+    return f"{home}/{name}" if home else name
+
+
+def begun_rounds(output: Folder) -> list[str]:
+    """Folders of the rounds before the last that have begun: ``rounds/1``, ..."""
+    found: list[str] = []
+    for number in count(1):
+        home = f"rounds/{number}"
+        folders = (output / home / name for name in ("network", Stage.PREDICTIONS, ROUND_LABELS))
+        if not any(folder.exists(run_file(folder)) for folder in folders):
+            return found
+        found.append(home)
+    raise AssertionError("an output has finitely many rounds")
+
+
+def part_name(number: int) -> str:
+    """File name of the n-th part, in the manifest and in every stage."""
+    return f"part-{number:07d}{PART_SUFFIX}"
+
+
+def part_number(name: str) -> int:
+    """Give the number in a part's name; of other files, one that their name decides."""
+    digits = re.search(r"\d+", name)
+    return int(digits[0]) if digits else 0
