@@ -233,8 +233,10 @@ def load_trained(run: Folder) -> Trained:
         data = folder.read(WEIGHTS)
     try:
         training = Training(**description["training"])
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"{folder.uri}/run.json is of another version of saff") from error
+    except (KeyError, TypeError, SettingsError) as error:
+        raise WeightsError(
+            f"{folder.uri}/run.json is damaged or of another version of saff: {error}"
+        ) from error
     network = networks.load(training.network)
     sha256 = hashlib.sha256(data).hexdigest()
     load_state(network, WeightsFile(f"{folder.uri}/{WEIGHTS}", sha256, data))

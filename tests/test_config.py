@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 
 import pytest
 
@@ -111,39 +112,57 @@ def test_settings_cannot_be_changed_in_place():
         ("[]", "the configuration must be a JSON object, got list"),
         ("null", "the configuration must be a JSON object, got NoneType"),
         ('{"gama": 1, "alpha": 2}', "unknown settings alpha, gama; known: affinity_power, .*gamma"),
-        ('{"gamma": "1"}', "gamma must be a finite number, got '1'"),
-        ('{"gamma": null}', "gamma must be a finite number, got None"),
-        ('{"gamma": NaN}', "gamma must be a finite number, got nan"),
-        ('{"edge_scale": Infinity}', "edge_scale must be a finite number, got inf"),
-        ('{"prior_strength": 1e999}', "prior_strength must be a finite number, got inf"),
-        ('{"temperature": 1' + 400 * "0" + "}", "temperature must be a finite number, got 1000"),
-        ('{"gamma": true}', "gamma must be a finite number, got True"),
-        ('{"superpixel_count": true}', "superpixel_count must be a whole number, got True"),
-        ('{"superpixel_count": 300.0}', "superpixel_count must be a whole number, got 300.0"),
+        ('{"gamma": "1"}', "gamma must be a finite number above 0, got '1'"),
+        ('{"gamma": null}', "gamma must be a finite number above 0, got None"),
+        ('{"gamma": NaN}', "gamma must be a finite number above 0, got nan"),
+        ('{"edge_scale": Infinity}', "edge_scale must be a finite number of at least 0, got inf"),
+        (
+            '{"prior_strength": 1e999}',
+            "prior_strength must be a finite number of at least 0, got inf",
+        ),
+        (
+            '{"temperature": 1' + 400 * "0" + "}",
+            "temperature must be a finite number above 0, got 1000",
+        ),
+        ('{"gamma": true}', "gamma must be a finite number above 0, got True"),
+        (
+            '{"superpixel_count": true}',
+            "superpixel_count must be a whole number from 1 to 4096, got True",
+        ),
+        (
+            '{"superpixel_count": 300.0}',
+            "superpixel_count must be a whole number from 1 to 4096, got 300.0",
+        ),
         ('{"balance": 1}', "balance must be true or false, got 1"),
         ('{"encoder": 1}', "encoder must be text, got 1"),
         ('{"encoder_weights": 1}', "encoder_weights must be text or null, got 1"),
         ('{"seeds": "best"}', "seeds must be 'geometric_mean' or 'consensus', got 'best'"),
         ('{"seeds": ["best"]}', "seeds must be 'geometric_mean' or 'consensus', got"),
-        ('{"prior": [1, 2, 3]}', r"prior must be 4 finite numbers, got \[1, 2, 3\]"),
-        ('{"prior": [1, 2, 3, NaN]}', "prior must be 4 finite numbers, got"),
-        ('{"prior": [1, 2, 3, true]}', "prior must be 4 finite numbers, got"),
-        ('{"prior": "0000"}', "prior must be 4 finite numbers, got '0000'"),
+        ('{"prior": [1, 2, 3]}', r"prior must be a list of 4 finite numbers, got \[1, 2, 3\]"),
+        ('{"prior": [1, 2, 3, NaN]}', "prior must be a list of 4 finite numbers, got"),
+        ('{"prior": [1, 2, 3, true]}', "prior must be a list of 4 finite numbers, got"),
+        ('{"prior": "0000"}', "prior must be a list of 4 finite numbers, got '0000'"),
         ('{"training": 5}', "training must be an object of settings, got 5"),
-        ('{"training": {"stepz": 5}}', r"unknown settings training\.stepz; known: .*, steps, "),
-        ('{"training": {"steps": 0}}', r"training\.steps must be at least 1, got 0"),
-        ('{"training": {"steps": 1.5}}', r"training\.steps must be a whole number, got 1\.5"),
+        ('{"training": {"stepz": 5}}', r"unknown setting training\.stepz; known: .*, steps, "),
+        (
+            '{"training": {"steps": 0}}',
+            r"training\.steps must be a whole number of at least 1, got 0",
+        ),
+        (
+            '{"training": {"steps": 1.5}}',
+            r"training\.steps must be a whole number of at least 1, got 1\.5",
+        ),
         (
             '{"training": {"scale_range": [1]}}',
-            r"training\.scale_range must be 2 finite numbers, got \[1\]",
+            r"training\.scale_range must be a list of 2 finite numbers, got \[1\]",
         ),
         (
             '{"inference": {"input_sides": 5}}',
-            r"inference\.input_sides must be a list of whole numbers, got 5",
+            r"inference\.input_sides must be a list of one or more whole numbers.*, got 5",
         ),
         (
             '{"inference": {"input_sides": [0.5]}}',
-            r"inference\.input_sides must be a list of whole numbers",
+            r"inference\.input_sides must be a list of one or more whole numbers",
         ),
     ],
 )
@@ -155,28 +174,37 @@ def test_json_that_is_no_configuration_is_refused_by_name(text, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encoder_side": 0}, "encoder_side must be at least 1, got 0"),
-        ({"superpixel_count": 0}, "superpixel_count must be at least 1, got 0"),
-        ({"superpixel_count": 10**6}, "superpixel_count must be at most 4096, got 1000000"),
-        ({"spread_steps": 101}, "spread_steps must be at most 100, got 101"),
-        ({"extra_superpixel_counts": (9, 0)}, "extra_superpixel_counts must be at least 1, got 0"),
+        ({"encoder_side": 0}, "encoder_side must be a whole number of at least 1, got 0"),
+        ({"superpixel_count": 0}, "superpixel_count must be a whole number from 1 to 4096, got 0"),
+        (
+            {"superpixel_count": 10**6},
+            "superpixel_count must be a whole number from 1 to 4096, got 1000000",
+        ),
+        ({"spread_steps": 101}, "spread_steps must be a whole number from 0 to 100, got 101"),
+        (
+            {"extra_superpixel_counts": (9, 0)},
+            r"extra_superpixel_counts must be a list of whole numbers from 1 to 4096, got \(9, 0\)",
+        ),
         (
             {"extra_superpixel_counts": (9, 5000)},
-            "extra_superpixel_counts must be at most 4096, got 5000",
+            r"extra_superpixel_counts must be a list of whole numbers from 1 to 4096, got \(9, 5",
         ),
-        ({"working_side": -5}, "working_side must be at least 1, got -5"),
-        ({"max_pixels": 0}, "max_pixels must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"affinity_power": -1}, "affinity_power must be above 0, got -1.0"),
-        ({"gamma": 0}, "gamma must be above 0, got 0.0"),
-        ({"edge_scale": -1e-9}, "edge_scale must be at least 0, got -1e-09"),
-        ({"prior_strength": -1}, "prior_strength must be at least 0, got -1.0"),
+        ({"working_side": -5}, "working_side must be a whole number of at least 1, got -5"),
+        ({"max_pixels": 0}, "max_pixels must be a whole number of at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
+        ({"affinity_power": -1}, "affinity_power must be a finite number above 0, got -1"),
+        ({"gamma": 0}, "gamma must be a finite number above 0, got 0"),
+        ({"edge_scale": -1e-9}, "edge_scale must be a finite number of at least 0, got -1e-09"),
+        ({"prior_strength": -1}, "prior_strength must be a finite number of at least 0, got -1"),
         ({"background_below": -0.1}, "expected 0 <= background_below <= foreground_above <= 1"),
         ({"background_below": 0.8}, "expected 0 <= background_below .*, got 0.8 and"),
         ({"foreground_above": 1.1}, "expected 0 <= background_below .* and 1.1"),
-        ({"superpixel_count": True}, "superpixel_count must be a whole number, got True"),
+        (
+            {"superpixel_count": True},
+            "superpixel_count must be a whole number from 1 to 4096, got True",
+        ),
         ({"seeds": "best"}, "seeds must be 'geometric_mean' or 'consensus', got 'best'"),
-        ({"temperature": "hot"}, "temperature must be a finite number, got 'hot'"),
+        ({"temperature": "hot"}, "temperature must be a finite number above 0, got 'hot'"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values, message):
@@ -187,14 +215,14 @@ def test_values_that_cannot_work_are_refused_by_name(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"frozen_stages": -1}, "frozen_stages must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"frozen_stages": -1}, "frozen_stages must be a whole number of at least 0, got -1"),
         ({"scale_range": (0.0, 1.0)}, r"scale_range must be 0 < low <= high, got \[0.0, 1.0\]"),
         ({"scale_range": (1.0, 0.5)}, r"scale_range must be 0 < low <= high, got \[1.0, 0.5\]"),
-        ({"ignore_margin": 0.6}, r"ignore_margin must be in \[0, 0.5\], got 0.6"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
-        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
-        ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"ignore_margin": 0.6}, r"ignore_margin must be a number in \[0, 0.5\], got 0.6"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be a number in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, r"momentum must be a number in \[0, 1\), got -0.1"),
         ({"optimiser": "adam"}, "optimiser must be 'sgd' or 'adamw', got 'adam'"),
     ],
 )
@@ -205,7 +233,9 @@ def test_a_training_that_cannot_work_is_refused_by_name(values, message):
 
 @pytest.mark.parametrize("sides", [(), (0,)])
 def test_an_inference_that_cannot_work_is_refused_by_name(sides):
-    with pytest.raises(SettingsError, match=r"^inference\.input_sides must be at least 1"):
+    with pytest.raises(
+        SettingsError, match=r"^inference\.input_sides must be a list of one or more"
+    ):
         Inference(input_sides=sides)
 
 
@@ -229,3 +259,74 @@ def test_the_papers_recipe():
         training.head_learning_rate_factor,
         training.frozen_stages,
     ) == (2.0, 10.0, 0)
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(config.RENAMED.items()))
+def test_a_setting_under_its_old_name_is_refused_with_its_new_one(old, new):
+    def nested(name, value):
+        section, _, last = name.rpartition(".")
+        return {section: {last: value}} if section else {last: value}
+
+    section, _, last = new.rpartition(".")
+    value = getattr(getattr(config.default(), section) if section else config.default(), last)
+    assert config.from_json(json.dumps(nested(new, value))) == config.default()
+    with pytest.raises(SettingsError) as refusal:
+        config.from_json(json.dumps(nested(old, value)))
+    assert str(refusal.value) == f"unknown setting {old}; it is called {new} now"
+
+
+def test_everything_that_is_wrong_is_in_one_message():
+    with pytest.raises(SettingsError) as refusal:
+        config.from_json('{"gamma": 0, "alpha": 1, "spreads": 2, "balance": 1}')
+    parts = str(refusal.value).split("; ")
+    assert parts.pop(3).startswith("known: affinity_power, ")
+    assert parts == [
+        "unknown setting spreads",
+        "it is called spread_steps now",
+        "unknown setting alpha",
+        "balance must be true or false, got 1",
+        "gamma must be a finite number above 0, got 0",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_does_not_matter(encoding):
+    settings = dataclasses.replace(config.default(), encoder_weights="Gewichte für ü.pth")
+    assert config.from_json(settings.to_json().encode(encoding)) == settings
+    assert config.from_json("\ufeff" + settings.to_json()) == settings
+
+
+@pytest.mark.parametrize("data", [b"\xff{}", b'{"encoder": "\xe4"}', b"\xef\xbb\xbf"])
+def test_bytes_that_are_no_text_are_refused(data):
+    with pytest.raises(SettingsError, match=r"^the configuration is not JSON: "):
+        config.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('{"gamma": 1, "balance": true, "gamma": 1}', "gamma"),
+        ('{"gamma": 1, "edges": "x", "edges": "y", "gamma": 2}', "gamma, edges"),
+        ('{"training": {"steps": 5, "seed": 1, "steps": 5}}', "steps"),
+        ('{"training": {}, "training": {}}', "training"),
+    ],
+)
+def test_a_setting_that_is_named_twice_is_refused(text, names):
+    with pytest.raises(SettingsError, match=f"names {names} twice; keep one of each"):
+        config.from_json(text)
+
+
+@pytest.mark.parametrize("make", config.NAMED.values())
+def test_settings_go_through_pickle_as_ray_sends_them(make):
+    assert pickle.loads(pickle.dumps(make())) == make()
+
+
+def test_settings_of_a_section_are_checked_however_they_come():
+    given = {"steps": 5, "scale_range": [1, 2]}
+    assert Config(training=given) == Config(training=Training(steps=5, scale_range=(1.0, 2.0)))
+    with pytest.raises(SettingsError, match=r"^inference must be an object of settings, got Train"):
+        dataclasses.replace(config.default(), inference=Training())
+    with pytest.raises(
+        SettingsError, match=r"^unknown settings inference\.scale_range, inference\."
+    ):
+        dataclasses.replace(config.default(), inference=given)
