@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -330,3 +332,9 @@ def test_settings_of_a_section_are_checked_however_they_come():
         SettingsError, match=r"^unknown settings inference\.scale_range, inference\."
     ):
         dataclasses.replace(config.default(), inference=given)
+
+
+def test_help_does_not_wait_for_pydantic():
+    code = "import sys, saff.cli; print([name for name in ('pydantic', 'ray') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

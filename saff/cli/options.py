@@ -2,19 +2,20 @@
 
 import os
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saff import config as settings
 from saff.addresses import locate
-from saff.config import Config
 from saff.errors import SettingsError
 from saff.layout import Stage
 from saff.lists import read_manifest
 from saff.progress import PATIENCE
 from saff.sources import Source, describe_source, list_images
 from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
+
+if TYPE_CHECKING:
+    from saff.config import Config
 
 MINUTES = PATIENCE / 60
 
@@ -86,19 +87,21 @@ NetworkOption = Annotated[
 ]
 
 
-def read_config(name: str) -> Config:
+def read_config(name: str) -> "Config":
     """Settings by name or from a JSON file."""
+    from saff import config as settings  # pydantic takes longer to import than help may take
+
     if name in settings.NAMED:
         return settings.NAMED[name]()
     fs, path = locate(name)
     with with_brief_retries(name):
         try:
-            text: bytes = with_retries(fs, fs.cat_file, path)
+            data: bytes = with_retries(fs, fs.cat_file, path)
         except NO_FILE:
             raise SettingsError(
                 f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
             ) from None
-        return settings.from_json(text.decode("utf-8", "replace"))
+        return settings.from_json(data)
 
 
 def open_source(*images: str | None, manifest: str | None) -> Source:
