@@ -31,7 +31,7 @@ from saff.config import Training
 from saff.edges import load as load_edges
 from saff.errors import SaffError
 from saff.evaluation import evaluate
-from saff.images import encode_png
+from saff.images import decoding, encode_png
 from saff.lists import read_manifest
 from saff.manifests import extend_manifest
 from saff.plan import plan_stage
@@ -452,7 +452,7 @@ def test_a_bomb_is_a_row_and_no_mask_or_map(tmp_path, small, monkeypatch):
     def decoder(*_):
         pytest.fail("a decoder was called")
 
-    monkeypatch.setattr(images, "_DECODERS", dict.fromkeys(images._DECODERS, decoder))
+    monkeypatch.setattr(decoding, "_DECODERS", dict.fromkeys(decoding._DECODERS, decoder))
     bomb = a_bomb(60_000, 60_000)
     (tmp_path / "a.png").write_bytes(bomb)
     row = label_row("a.png", str(tmp_path / "a.png"), small)
