@@ -24,7 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 # Importing it registers it with Arrow, as in every worker.
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from saff import cli, images, metrics
+from saff import cli, metrics
 from saff.addresses import locate
 from saff.cluster import LabelPart, label_row
 from saff.config import Training
