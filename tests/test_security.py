@@ -95,7 +95,7 @@ UNPICKLE = ("torch.jit.", "torch.package.", "torch.hub.load", "pd.read_pickle")
 READ_PARQUET = {"ParquetFile", "read_table", "ParquetDataset", "read_parquet", "open_stream"}
 SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 # safe_load, of the cluster's own settings
-TRUSTED = {"saff/cluster/doctor/cluster.py": ["imports yaml"]}
+TRUSTED = {"saff/cluster/ray_internals.py": ["imports yaml"]}
 PARQUET_READERS = {
     "saff/lists.py": 1,
     "saff/shards.py": 1,

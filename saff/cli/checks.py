@@ -132,7 +132,7 @@ def doctor(
         if name:
             refuse_relative(name)
     chosen = read_config(config)
-    from saff.cluster.doctor import examine
+    from saff.doctor import examine
 
     well = True
     found = examine(

@@ -1,6 +1,5 @@
 """Tasks mapped over parts with Ray Data, and what they report back."""
 
-import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import ray.data
 
 from saff.cluster.faults import CatchFaults, CatchFaultsActor, raise_fault
+from saff.cluster.ray_internals import quiet_data_logs
 from saff.cluster.resources import ON_CPU
 from saff.cluster.watchdog import watched
 from saff.plan import Plan
@@ -63,8 +63,7 @@ def map_parts(
         catching, given = CatchFaultsActor, how.get("fn_constructor_args", ())
         how["fn_constructor_args"] = (task, *given)
     results = parts.map(catching, **how)
-    for name in ("execution", "progress"):  # its own account of the plan, and that bars are off
-        logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
+    quiet_data_logs()
     for result in watched(results.iter_rows(), patience * -(-len(names) // MOST_BLOCKS)):
         raise_fault(result)
         yield result

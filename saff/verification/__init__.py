@@ -71,7 +71,7 @@ def verify(
     """
     outputs = [output] if other is None else [output, other]
     runs = [_run_of(folder) for folder in outputs]
-    stages = (stage,) if stage else _stages_of(outputs, runs)
+    stages = (stage,) if stage else stages_of(outputs, runs)
     if network and Stage.PREDICTIONS not in stages:
         raise SettingsError(f"--network is of predictions, and {output.uri} has none")
     with closing(sqlite3.connect("")) as database:
@@ -102,8 +102,8 @@ def _run_of(output: Folder) -> Row:
     return description(output)[0]
 
 
-def _stages_of(outputs: Sequence[Folder], runs: Sequence[Row]) -> tuple[str, ...]:
-    """Stages that are there, in their order, and pseudo labels where a run is to have them."""
+def stages_of(outputs: Sequence[Folder], runs: Sequence[Row]) -> tuple[str, ...]:
+    """Stages that outputs hold, in their order, and pseudo labels where a run is to have them."""
     there: set[str] = {Stage.PSEUDO_LABELS} if any("config" in run for run in runs) else set()
     rounds: list[str] = []
     for output in outputs:
