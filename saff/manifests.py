@@ -10,13 +10,12 @@ from functools import partial
 from itertools import chain, count, islice
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saff import layout
 from saff.errors import SettingsError
 from saff.ids import Ids
 from saff.layout import OWN_NAMES, PART_SUFFIX, part_name
-from saff.shards import MANIFEST, Row, read_column
+from saff.shards import MANIFEST, Row, open_writer, read_column
 from saff.storage import Folder, read_each
 
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
@@ -56,7 +55,8 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     free = (name for name in map(part_name, count(len(names))) if name not in names)
     while part := list(islice(fresh, size)):
         name, stream = next(free), pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(part, MANIFEST), stream, compression="zstd")
+        with open_writer(stream, MANIFEST) as writer:
+            writer.write_table(pa.Table.from_pylist(part, MANIFEST))
         try:
             folder.create(name, stream.getvalue().to_pybytes())
         except FileExistsError:

@@ -1,13 +1,16 @@
 """Parquet files of a run: columns, and rows read a few at a time with types that are known."""
 
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from saff import __version__
 from saff.errors import StorageError
 from saff.storage import Folder, with_retries
 
@@ -96,7 +99,7 @@ def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file of a run; what is wrong in it, not in the storage, is told by name."""
     with folder.fs.open(f"{folder.path}/{name}", "rb") as file:
         try:
-            yield pq.ParquetFile(file)
+            yield pq.ParquetFile(file, page_checksum_verification=True)
         except Exception as error:
             ends_early = type(error) is OSError and error.errno is None  # Arrow's
             if not (ends_early or isinstance(error, pa.ArrowException | ValueError | LookupError)):
@@ -113,10 +116,49 @@ def read_all_rows(folder: Folder, name: str, columns: Sequence[str] | None = Non
     return rows
 
 
+WRITER = f"parquet-cpp-arrow version {pa.__version__}"  # as Arrow names itself in a footer
+
+
+@cache
+def processor() -> str:
+    """Kind of this machine's processor, as far as it decides the last bits of a sum."""
+    import torch
+
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def open_writer(
+    path: Any, schema: pa.Schema, metadata: dict[str, str] | None = None
+) -> pq.ParquetWriter:
+    """Open a Parquet file to write: compressed, with a checksum for each page.
+
+    The metadata of its schema say which versions wrote it.
+
+    Parameters
+    ----------
+    path : str or file
+        Where to.
+    schema : pyarrow.Schema
+        Columns.
+    metadata : dict of str to str, optional
+        What else they say.
+    """
+    versions = {"saff.version": __version__, "saff.writer": WRITER}
+    return pq.ParquetWriter(
+        path,
+        schema.with_metadata(versions | (metadata or {})),
+        compression="zstd",
+        write_page_checksum=True,
+    )
+
+
 def write_rows(
     folder: Folder, name: str, rows: Iterable[Row], schema: pa.Schema
 ) -> tuple[int, int]:
     """Write a shard as it is computed, so that it appears whole or not at all.
+
+    Rows of an image are the same on processors of the same kind; on others the last bits of a sum
+    may differ.  So the file says on which kind it was written.
 
     Returns
     -------
@@ -124,8 +166,8 @@ def write_rows(
         Rows written, and how many of them hold an error.
     """
     written = failed = 0
-    rows = iter(rows)
-    with folder.replacing(name) as path, pq.ParquetWriter(path, schema, compression="zstd") as out:
+    rows, notes = iter(rows), {"saff.processor": processor()}
+    with folder.replacing(name) as path, open_writer(path, schema, notes) as out:
         while group := list(islice(rows, ROWS_PER_GROUP)):
             out.write_table(pa.Table.from_pylist(group, schema))
             written += len(group)

@@ -176,6 +176,7 @@ class Folder:
                 yield draft
                 _to_disk(draft)
                 os.replace(draft, target)  # atomic within a folder
+                _sync_folder(target)
         else:
             with as_no_space_error(tempfile.gettempdir()), _scratch() as draft:
                 yield draft
@@ -200,6 +201,7 @@ class Folder:
                 if is_local(self.fs):
                     _to_disk(draft)
                     _link(draft, target)
+                    _sync_folder(target)
                 elif self.exists(name):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
                 else:
@@ -280,9 +282,21 @@ def _link(draft: str, target: str) -> None:
 
 
 def _to_disk(path: str) -> None:
-    """Have a file survive a power cut, as its name will."""
+    """Have the content of a file survive a power cut, before the file gets its name."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def _sync_folder(path: str) -> None:
+    """Have the name of a file survive a power cut; where folders cannot be synced, nothing."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -794,3 +794,26 @@ def test_a_scratch_file_of_a_killed_process_is_removed_by_the_next(tmp_path, mon
         Path(draft).touch()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f"saff-{os.getpid()}-x", "saff-cache-1000", "other"}
+
+
+@pytest.mark.parametrize("write", ["write", "create"])
+def test_content_and_name_are_synced_in_this_order(tmp_path, monkeypatch, write):
+    calls = []
+
+    def recorded(function, name):
+        def call(*arguments, **options):
+            target = arguments[0]
+            path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else target
+            calls.append((name, os.path.basename(path).partition("-")[0]))
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "replace", "link"):
+        monkeypatch.setattr(os, name, recorded(getattr(os, name), name))
+    folder = Folder.at(str(tmp_path / "out"))
+    getattr(folder, write)("part", b"content")
+    named = "replace" if write == "write" else "link"
+    assert [call for call, _ in calls] == ["fsync", named, "fsync"]
+    assert calls[0][1].endswith(".tmp")  # the draft, before it has the name
+    assert calls[2][1] == "out"  # the folder, once it has

@@ -25,7 +25,15 @@ from saff.labeling import label_image
 from saff.layout import run_file
 from saff.runs import claim, stage_digest, with_digest
 from saff.samples import open_corpus
-from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, read_rows, write_rows
+from saff.shards import (
+    MANIFEST,
+    PREDICTIONS,
+    PSEUDO_LABELS,
+    open_writer,
+    processor,
+    read_rows,
+    write_rows,
+)
 from saff.sources import list_images
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
@@ -45,8 +53,8 @@ def shard(output, name=FIRST, stage="pseudo_labels"):
 
 def rewrite(output, rows, name=FIRST, stage="pseudo_labels"):
     schemas = {"manifest": MANIFEST, "predictions": PREDICTIONS, "pseudo_labels": PSEUDO_LABELS}
-    with (output / stage).replacing(name) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schemas[stage]), path)
+    with (output / stage).replacing(name) as path, open_writer(path, schemas[stage]) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schemas[stage]))
 
 
 def change(output, **columns):
@@ -701,3 +709,26 @@ def test_a_cluster_finds_the_same(run_copy):
         assert verify(run_copy, map_parts=map_parts).lines == verify(run_copy).lines
     finally:
         ray.shutdown()
+
+
+def test_a_flipped_bit_is_found_wherever_it_is_and_the_part_is_named(run_copy):
+    rng = np.random.default_rng(0)
+    for stage in ("manifest", "pseudo_labels"):
+        name = (run_copy / stage).names(".parquet")[0]
+        whole = (run_copy / stage).read(name)
+        for bit in rng.integers(0, 8 * len(whole), 25).tolist():
+            changed = bytearray(whole)
+            changed[bit // 8] ^= 1 << bit % 8
+            (run_copy / stage).write(name, bytes(changed))
+            verdict = verify(run_copy)
+            assert not verdict.whole, f"bit {bit} of {stage}/{name}"
+            assert any(f"{stage}/{name}" in line for line in verdict.lines)
+        (run_copy / stage).write(name, whole)
+    assert verify(run_copy).whole
+
+
+def test_a_part_says_on_which_kind_of_processor_it_was_made(finished):
+    folder = finished / "pseudo_labels"
+    path = f"{folder.path}/{folder.names('.parquet')[0]}"
+    notes = pq.read_schema(path).metadata
+    assert notes[b"saff.processor"].decode() == processor()

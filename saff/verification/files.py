@@ -3,14 +3,18 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saff.addresses import is_local
 from saff.layout import Stage
-from saff.shards import PREDICTIONS, PSEUDO_LABELS, ROWS_PER_GROUP, Row
+from saff.shards import PREDICTIONS, PSEUDO_LABELS, WRITER, Row, open_writer
 from saff.storage import Folder, as_storage_error, with_retries
+
+CHUNK = 2**20  # bytes compared at once
+LARGEST_GROUP = 1024  # rows that are written, and so read, together
 
 
 class DamagedError(ValueError):
@@ -33,24 +37,51 @@ def on_disk(folder: Folder, name: str) -> Iterator[str]:
 def stored_rows(folder: Folder, name: str, schema: pa.Schema) -> Iterator[Row]:
     """Rows of a Parquet file of exactly this schema, a few at a time.
 
+    At the end the file is compared, byte by byte, with what its rows give when they are written
+    again: so a flipped bit is found wherever it is, in a page, in the footer or between them.
+
     Raises
     ------
     DamagedError
         If it is no such file; before any row, where the schema is another.
     """
-    with on_disk(folder, name) as path:
+    with on_disk(folder, name) as path, tempfile.TemporaryFile() as again:
         try:
-            with pq.ParquetFile(path) as table:
-                if fault := schema_fault(table.schema_arrow, schema):
+            with pq.ParquetFile(path, page_checksum_verification=True) as table:
+                found = table.schema_arrow
+                if fault := schema_fault(found, schema):
                     raise DamagedError(fault)
-                for batch in table.iter_batches(ROWS_PER_GROUP):
-                    batch.validate(full=True)  # or a damaged list could end the process
-                    yield from batch.to_pylist()
+                notes = {k.decode(): v.decode() for k, v in (found.metadata or {}).items()}
+                with open_writer(again, schema, notes) as writer:
+                    for number in range(table.num_row_groups):
+                        if (rows := table.metadata.row_group(number).num_rows) > LARGEST_GROUP:
+                            raise DamagedError(f"has {rows:,} rows in one group")
+                        group = table.read_row_group(number)
+                        group.validate(full=True)  # or a damaged list could end the process
+                        writer.write_table(group)
+                        yield from group.to_pylist()
+                written_by = table.metadata.created_by
         except DamagedError:
             raise
         except Exception as error:  # damaged files make the reader raise nearly everything
             why = " ".join(str(error).split()) or type(error).__name__
             raise DamagedError(f"cannot be read: {why}") from error
+        if notes.get("saff.writer") != written_by:
+            raise DamagedError(
+                f"says that {written_by!r} and {notes.get('saff.writer')!r} wrote it: it was "
+                "changed"
+            )
+        if written_by == WRITER and not _same_bytes(path, again):
+            raise DamagedError("does not have the bytes that its rows give: it was changed")
+
+
+def _same_bytes(path: str, again: IO[bytes]) -> bool:
+    again.seek(0)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            if again.read(len(chunk)) != chunk:
+                return False
+    return not again.read(1)
 
 
 def schema_of(stage: str) -> pa.Schema:
