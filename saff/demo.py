@@ -6,9 +6,11 @@ from pathlib import Path
 import typer
 from skimage import data
 
-from saff import config, images, results
+from saff import config, images
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Config
+from saff.picture_export import export_pictures
+from saff.pictures import What
 from saff.sources import list_images
 from saff.storage import Folder
 
@@ -45,9 +47,10 @@ def run(output: Path) -> None:
     page = run_pipeline(
         source, list_images(str(photos)), folder, settings(), rounds=1, say=typer.echo
     )
-    for what in ("mask", "overlay", "cutout"):
-        results.export(folder, output / what, what)
-        results.export(folder, output / "network" / what, what, "predictions")
+    drawn: tuple[What, ...] = ("mask", "overlay", "cutout")
+    for what in drawn:
+        for stage, home in (("pseudo_labels", output), ("predictions", output / "network")):
+            export_pictures(folder, Folder.at(str(home / what)), what, stage, overwrite=True)
     typer.echo(f"{len(PHOTOGRAPHS)} photographs. Look at")
     typer.echo(f"  {page}")
     typer.echo(f"  {output / 'overlay'}, {output / 'mask'} and {output / 'cutout'}: pseudo labels")

@@ -1,12 +1,36 @@
 """What a stored row holds: its maps, and the image that it was made from."""
 
 import hashlib
+from collections.abc import Iterator
 
 from saff import images
 from saff.arrays import AnyArray, Image
-from saff.errors import StorageError
-from saff.shards import Row
-from saff.storage import read_bytes
+from saff.errors import SettingsError, StorageError
+from saff.layout import PART_SUFFIX
+from saff.runs import read_run
+from saff.shards import Row, read_all_rows
+from saff.storage import Folder, read_bytes
+
+
+def rows_of(output: Folder, stage: str, columns: list[str] | None = None) -> Iterator[Row]:
+    """Rows of a stage, part by part.
+
+    Raises
+    ------
+    SettingsError
+        If the output is no run, or the stage holds nothing yet.
+    """
+    names = parts_of(output, stage)
+    return (row for name in names for row in read_all_rows(output / stage, name, columns))
+
+
+def parts_of(output: Folder, stage: str) -> list[str]:
+    """Names of the parts of a stage; errors as of :func:`rows_of`."""
+    read_run(output)
+    names = (output / stage).names(PART_SUFFIX)
+    if not names:
+        raise SettingsError(f"{output.uri} has no {stage} yet; run that job first")
+    return names
 
 
 def original(row: Row) -> Image | None:

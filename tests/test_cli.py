@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from saff.samples import open_corpus
 from saff.shards import read_rows
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
+from stored_runs import a_run, labelled
 
 ROOT = Path(__file__).parent.parent
 FLAGS = {
@@ -32,12 +35,21 @@ FLAGS = {
     "reinfer": ["--output", "--network", "--images", "--manifest", "--workers", "--retry-failed"],
     "segment": ["--output", "-o", "--what", "--network", "--config"],
     "export-network": ["--to"],
-    "export": ["--to", "--what", "--stage", "mask", "confidence", "overlay", "cutout"],
+    "export": [
+        "--to",
+        "--overwrite",
+        "--what",
+        "--stage",
+        "mask",
+        "confidence",
+        "overlay",
+        "cutout",
+    ],
     "evaluate": ["--output", "--truth", "--truth-format", "--stage", "--no-normalise", "voc"],
     "manifest": ["--images", "--manifest", "--output"],
     "verify": ["--stage", "--images", "--network"],
     "doctor": ["--address", "--network", "--config"],
-    "report": ["--cards"],
+    "report": ["--cards", "--to"],
     "demo": ["--output"],
 }
 
@@ -297,6 +309,75 @@ def test_segment_keeps_to_the_limit_of_its_settings(call, corpus, tmp_path):
     assert "expected at most max_pixels=1000" in text
 
 
+@pytest.mark.parametrize("what", ["mask", "overlay"])
+def test_segment_reads_standard_input_and_writes_standard_output(
+    corpus, settings_file, tmp_path, what
+):
+    photo = corpus / "chelsea ü.png"
+    words = ["--config", settings_file, "--what", what, "-o"]
+    program = [sys.executable, "-c", "from saff.cli import main; main()", "segment"]
+    run = partial(subprocess.run, check=True, capture_output=True)
+    run([*program, photo, *words, tmp_path / "out.png"])
+    expected = (tmp_path / "out.png").read_bytes()
+    piped = run([*program, "-", *words, "-"], input=photo.read_bytes())
+    assert piped.stdout == expected
+    run([*program, "-", *words, tmp_path / "again.png"], input=photo.read_bytes())
+    assert (tmp_path / "again.png").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "file_format"),
+    [
+        ("a.webp", "mask", "WEBP"),
+        ("a.TIF", "confidence", "TIFF"),
+        ("a.tiff", "cutout", "TIFF"),
+        ("a.jpg", "overlay", "JPEG"),
+    ],
+)
+def test_segment_writes_what_the_name_of_the_file_says(
+    call, corpus, settings_file, tmp_path, name, what, file_format
+):
+    words = ["segment", corpus / "chelsea ü.png", "--config", settings_file, "--what", what]
+    assert call(*words, "-o", tmp_path / name) == (0, "", "")
+    assert call(*words, "-o", tmp_path / "a.png") == (0, "", "")
+    with PIL.Image.open(tmp_path / name) as found, PIL.Image.open(tmp_path / "a.png") as png:
+        assert (found.format, found.size) == (file_format, png.size)
+        if file_format != "JPEG":
+            np.testing.assert_array_equal(found.convert(png.mode), png)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.jpg", "a mask is not written as JPEG"),
+        ("a.gif", "name a file that ends in .png"),
+        ("a", "a has no extension"),
+        ("folder.png", "cannot write"),
+        ("missing/a.png", "cannot write"),
+    ],
+)
+def test_segment_refuses_a_file_before_the_picture_is_read(call, tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    assert said in refusal(call("segment", "no such picture.jpg", "-o", name))
+    assert os.listdir(tmp_path) == ["folder.png"]
+
+
+def test_segment_does_not_write_over_its_photograph(call, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo = tmp_path / "d.png"
+    shutil.copy(corpus / "chelsea ü.png", photo)
+    (tmp_path / "link.png").symlink_to(photo)
+    (tmp_path / "hard.png").hardlink_to(photo)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    before = photo.read_bytes()
+    for source in ("d.png", "link.png", f"{tmp_path}/d.png", "folder/d.png"):
+        for to in ("d.png", "./d.png", "D.png", "link.png", "hard.png", "folder/d.png", photo):
+            assert "is the photograph itself" in refusal(call("segment", source, "-o", to))
+    assert photo.read_bytes() == before
+    assert (tmp_path / "link.png").is_symlink()
+
+
 def test_segment_names_a_file_it_cannot_write(call, corpus, settings_file, tmp_path):
     words = ["segment", corpus / "chelsea ü.png", "--config", settings_file]
     to = tmp_path / "missing" / "out.png"
@@ -307,10 +388,39 @@ def test_segment_names_a_file_it_cannot_write(call, corpus, settings_file, tmp_p
 
 
 def test_export_counts(call, finished, tmp_path):
-    said = f"4 files in {tmp_path}/to; 3 images left out\n"
-    assert call("export", finished.path, "--to", tmp_path / "to") == (0, "", said)
+    said = f"4 files in {tmp_path}/to; 3 images left out: 3 failed in the run\n"
+    words = ["export", finished.path, "--to", tmp_path / "to"]
+    assert call(*words) == (0, "", said)
     with PIL.Image.open(tmp_path / "to" / "chelsea ü.png") as mask:
         assert {*np.unique(np.asarray(mask))} == {0, 255}
+    code, _, err = call(*words, "--what", "confidence")
+    *refused, last = err.splitlines()
+    assert code == 1
+    reason = "a file with another content is there; --overwrite replaces it"
+    assert refused[0] == f"not written: astronaut ü.png: {reason}"
+    assert last == (
+        f"0 files in {tmp_path}/to; 7 images left out: 3 failed in the run, 4 could not be written"
+    )
+    assert call(*words, "--what", "confidence", "--overwrite") == (0, "", said)
+
+
+def test_export_refuses_to_write_over_the_photographs(call, label_folder, corpus, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(corpus, photos)
+    output = label_folder(photos, tmp_path / "run")
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    for more in ([], ["--overwrite"]):
+        text = refusal(call("export", output.path, "--to", photos, *more))
+        assert "would be written over" in text
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+def test_names_of_strangers_in_an_export_cannot_steer_a_terminal(call, tmp_path):
+    output = a_run(tmp_path, [labelled(tmp_path, "a\x1b[2J//b.jpg")])
+    code, _, err = call("export", output.path, "--to", tmp_path / "to")
+    assert code == 1
+    assert "\x1b" not in err
+    assert "not written: a\\x1b[2J//b.jpg: " in err
 
 
 def test_evaluate_prints_the_three_conventions(call, run_copy, tmp_path):
@@ -343,12 +453,24 @@ def test_evaluate_refuses(call, finished, tmp_path):
     assert "mask chelsea ü.png of" in refusal(call("evaluate", finished.path, *words))
 
 
-def test_report_says_what_to_open(call, run_copy):
+def test_report_says_what_to_open(call, run_copy, tmp_path):
     code, out, err = call("report", run_copy.path, "--cards", "2")
     assert (code, err) == (0, "")
     page = Path(out.removeprefix("open ").rstrip("\n"))
     assert page == Path(run_copy.path) / "report" / "index.html"
     assert page.read_text(encoding="utf-8").count('<figure class="original">') == 2
+    code, out, err = call("report", run_copy.path, "--to", tmp_path / "look.html")
+    assert (code, out, err) == (0, f"open {tmp_path}/look.html\n", "")
+
+
+def test_report_counts_lost_photographs_in_its_last_line(call, tmp_path):
+    rows = [labelled(tmp_path, f"{n}.jpg") for n in range(3)]
+    output = a_run(tmp_path, rows)
+    for row in rows[:2]:
+        os.remove(row["uri"])
+    code, out, err = call("report", output.path)
+    assert (code, out) == (0, f"open {output.path}/report/index.html\n")
+    assert err == "not shown: 2 photographs are gone\n"
 
 
 @pytest.mark.parametrize("command", [["report"], ["export", "--to", "to"]])

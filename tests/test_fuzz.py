@@ -22,7 +22,7 @@ from saff.errors import SaffError, WeightsError
 from saff.ids import is_safe_id
 from saff.images import ImageError, decode, decode_png, encode_png
 from saff.lists import read_manifest
-from saff.results import _names, _stem, export_path
+from saff.picture_export import PictureNames
 from saff.shards import PSEUDO_LABELS, count_rows, read_column, read_rows
 from saff.storage import Folder
 
@@ -313,7 +313,7 @@ ids = st.lists(parts, min_size=1, max_size=3).map("/".join).filter(is_safe_id)
 @fuzz
 @given(st.lists(ids | ids.map(lambda i: f"{i}.png") | ids.map(lambda i: f"{i}.jpg"), unique=True))
 def test_any_ids_are_exported_to_paths_apart_and_inside(tmp_path, image_ids):
-    names = _names({"image_id": image_id} for image_id in image_ids)
-    paths = [export_path(tmp_path, i, keep_extension=names[_stem(i)] > 1) for i in image_ids]
+    names = PictureNames(image_ids)
+    paths = [tmp_path / names.name(image_id) for image_id in image_ids]
     assert len(set(paths)) == len(image_ids)
     assert all(path.resolve().is_relative_to(tmp_path.resolve()) for path in paths)

@@ -4,27 +4,27 @@ import html as markup
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import time
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from saff import __version__
 from saff.metrics import Curve, Evaluation
-from saff.report import (
-    POINTS,
-    Card,
-    Failure,
-    Label,
-    Measured,
-    agreement,
-    disagreement,
-    image_confidence,
-    render,
-)
+from saff.report.cards import Card, Label, cue_difference, image_confidence, iou_of_masks
+from saff.report.page import Failure, Measured, render_page
+from saff.report.plots import FEWEST_POINTS, POINTS, precision_recall_svg, training_svg
+from saff.report.stored import write_report
+from saff.report.text import visible
+from saff.storage import Folder
+from stored_runs import a_run, failed, labelled
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -34,7 +34,16 @@ HOSTILE = [
     "]]>{{ 7*7 }}{% raw %}&lt;&amp;amp; .jpg",
     "fotos/Zürich/été #1 50% 写真 🐈.jpg",
     "folder with  spaces/a.jpg",
+    "javascript:alert(4)//%0aalert(5)",
+    "</title><svg onload=alert(6)>&amp;</pre></template>",
 ]
+STEERING = {  # text, and how a page writes it
+    "photo\u202egpj.exe": "photo[U+202E]gpj.exe",
+    "\u2066a\u2069\u200f.jpg": "[U+2066]a[U+2069][U+200F].jpg",
+    "a\u2028b\x85c\ufeff.jpg": "a[U+2028]b[U+0085]c[U+FEFF].jpg",
+    "a\x1b[2Jb\x00": "a␛[2Jb␀",
+    "שלום 👩‍👧 कि": "שלום 👩‍👧 कि",  # writing from right to left, and joined characters, stay
+}
 RUN = {"config": "default", "digest": "0f" * 32, "saff": "0.1.0", "settings": {"count": 250}}
 TOTALS = {"images": 10_582, "labelled": 10_580, "failed": 2}
 
@@ -74,7 +83,7 @@ def a_measure(seed, images=3):
     for number in range(images):
         confidence = a_map(100 * seed + number)
         evaluation.add(confidence, confidence + a_map(seed) / 2 > 180)
-    return Measured(curve=evaluation.curve(), summary=evaluation.summary())
+    return Measured.from_summary(evaluation.curve(), evaluation.summary())
 
 
 def a_training(steps=40, seed=0, **columns):
@@ -90,7 +99,9 @@ def a_training(steps=40, seed=0, **columns):
 
 
 def page_of(cards, failures=(), **options):
-    return render(cards, failures, **{"title": "a run", "run": RUN, "totals": TOTALS, **options})
+    return render_page(
+        cards, failures, **{"title": "a run", "run": RUN, "totals": TOTALS, **options}
+    )
 
 
 def facts_of(html):
@@ -122,7 +133,7 @@ def test_measures_are_means_over_pixels(seed, height, width):
     rtol = 256 * np.finfo(np.float64).eps  # at most 81 float64 terms, summed in another order
     semantic, saliency = (card.features[card.superpixels, k] for k in (0, 2))
     np.testing.assert_allclose(
-        disagreement(card.features, card.superpixels), np.abs(semantic - saliency).mean(), rtol
+        cue_difference(card.features, card.superpixels), np.abs(semantic - saliency).mean(), rtol
     )
     decided = np.mean([abs(2 * (c / 255) - 1) for c in card.confidence.ravel().tolist()])
     np.testing.assert_allclose(image_confidence(card.confidence), decided, rtol)
@@ -139,15 +150,15 @@ def test_the_share_of_foreground_counts_pixels_at_or_above_each_threshold():
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
 @settings(deadline=None)
-def test_agreement_is_the_intersection_over_the_union_of_the_masks(seed, height, width):
+def test_the_iou_of_masks_is_the_intersection_over_the_union_of_the_masks(seed, height, width):
     first, second = (a_map(seed + k, (height, width)) for k in (0, 1))
     pixels = list(zip(first.ravel().tolist(), second.ravel().tolist(), strict=True))
     both, either = (sum(f(c / 255 >= 0.5 for c in pixel) for pixel in pixels) for f in (all, any))
-    assert agreement(first, second) == (both / either if either else 1.0)
-    assert agreement(first, second) == agreement(second, first)
-    assert agreement(first, first) == 1.0
-    assert agreement(np.zeros_like(first), np.full_like(first, 127)) == 1.0
-    assert agreement(np.zeros_like(first), np.full_like(first, 128)) == 0.0
+    assert iou_of_masks(first, second) == (both / either if either else 1.0)
+    assert iou_of_masks(first, second) == iou_of_masks(second, first)
+    assert iou_of_masks(first, first) == 1.0
+    assert iou_of_masks(np.zeros_like(first), np.full_like(first, 127)) == 1.0
+    assert iou_of_masks(np.zeros_like(first), np.full_like(first, 128)) == 0.0
 
 
 # Pictures
@@ -185,8 +196,8 @@ def test_a_prediction_stands_beside_the_label_and_leaves_the_rest_as_it_was():
     assert len(pictures_of(html, "confidence")) == 2
     with_one, without = facts_of(html)["cards"]
     confidence = cards[0].label.confidence
-    assert with_one.pop("agreement") == round(agreement(confidence, prediction), 4)
-    assert without.pop("agreement") is None
+    assert with_one.pop("label_iou") == round(iou_of_masks(confidence, prediction), 4)
+    assert without.pop("label_iou") is None
     shares = np.mean([prediction / 255 >= t for t in (0, 0.5, 1)], axis=(1, 2))
     predicted = with_one.pop("predicted_foreground")
     np.testing.assert_allclose([predicted[t] for t in (0, 50, 100)], shares, atol=0.5e-4)
@@ -202,11 +213,11 @@ def test_a_page_of_predictions_alone_has_no_word_of_labels():
     assert len(pictures_of(html, "prediction")) == 2
     (facts, _) = facts_of(html)["cards"]
     assert facts["image_confidence"] == round(image_confidence(card.prediction), 4)
-    assert [facts[key] for key in ("foreground", "disagreement", "agreement")] == [None] * 3
+    assert [facts[key] for key in ("foreground", "cue_difference", "label_iou")] == [None] * 3
     share = 100 * round(np.mean(card.prediction >= 128), 4)
     assert f'<dd class="share">{share:.1f} %</dd>' in html
     body = re.sub("<[^>]+>", " ", html[html.index("<body>") : html.index("<script")]).lower()
-    for word in ("label", "weight", "semantic", "seed", "agreement", "fallback"):
+    for word in ("label", "weight", "semantic", "seed", "label_iou", "fallback"):
         assert word not in body
     assert "Images that have no prediction, by kind of error." in html
     empty = page_of([], stage="predictions")
@@ -242,43 +253,58 @@ def test_a_card_of_a_photograph_weighs_at_most_75_kb():
 # Figures about the run
 
 
-def lines_of(html, section):
-    """Series, thinness and points of the lines of a section, in percent of the drawing."""
-    part = re.search(rf'<section class="{section}".*?</section>', html, re.S)[0]
-    found = re.findall(r'<polyline class="series-(\d)( thin)?" points="([^"]*)"', part)
-    return [
-        (int(series), bool(thin), np.array([p.split(",") for p in points.split()], float) / 10)
-        for series, thin, points in found
-    ]
+def parsed(svg):
+    return ElementTree.fromstring(str(svg))
+
+
+def path_of(element):
+    """Points of the first path in an element, as (x, y)."""
+    steps = element.find(".//{*}path").get("d")
+    return np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", steps), float)
+
+
+def lines_of(svg):
+    """Points of the lines and marks of a plot by name, in shares of its box from bottom left."""
+    groups = {group.get("id", ""): group for group in parsed(svg).findall(".//{*}g")}
+    (box,) = (path_of(group) for name, group in groups.items() if name.endswith("-box"))
+    (left, top), (right, bottom) = box.min(axis=0), box.max(axis=0)
+    found = {}
+    for name, group in groups.items():
+        if match := re.search(r"(series|mark)-\d+(-raw)?$", name):
+            use = group.find(".//{*}use")
+            at = path_of(group) if use is None else [[float(use.get(k)) for k in "xy"]]
+            shares = (np.array(at) - [left, bottom]) / [right - left, top - bottom]
+            found[match[0]] = shares
+    return found
 
 
 def words_of(html, section):
     part = re.search(rf'<section class="{section}".*?</section>', html, re.S)[0]
-    return " ".join(markup.unescape(re.sub("<[^>]+>", " ", part)).split())
+    table = re.sub("<svg.*?</svg>", "", part, flags=re.S)
+    return " ".join(markup.unescape(re.sub("<[^>]+>", " ", table)).split())
+
+
+def ticks_of(svg):
+    return [text.text for text in parsed(svg).findall(".//{*}text")]
 
 
 def test_curves_are_drawn_to_scale_and_their_figures_listed():
     measured = {"pseudo_labels": a_measure(1), "predictions": a_measure(2, images=4)}
+    lines = lines_of(precision_recall_svg([m.curve for m in measured.values()]))
+    assert {*lines} == {"series-0", "mark-0", "series-1", "mark-1"}
+    for number, m in enumerate(measured.values()):
+        expected = np.stack([m.curve.recall, m.curve.precision], axis=1)
+        np.testing.assert_allclose(lines[f"series-{number}"], expected, atol=1e-6)
+        best = expected[[m.curve.best]]
+        np.testing.assert_allclose(lines[f"mark-{number}"], best, atol=1e-6)
     html = page_of([], measured=measured)
-    lines = lines_of(html, "evaluation")
-    assert [(series, thin) for series, thin, _ in lines] == [(0, False), (1, False)]
-    for (_, _, points), m in zip(lines, measured.values(), strict=True):
-        expected = np.stack([100 * m.curve.recall, 100 * (1 - m.curve.precision)], axis=1)
-        np.testing.assert_allclose(points, expected, atol=0.05 + 1e-9)  # in thousandths
-    marks = re.findall(r'<span class="mark series-\d" style="left: ([\d.]+)%; top: ([\d.]+)%', html)
-    best = [
-        (m.curve.recall[m.curve.best], m.curve.precision[m.curve.best]) for m in measured.values()
-    ]
-    expected = [(100 * recall, 100 - 100 * precision) for recall, precision in best]
-    np.testing.assert_allclose(np.array(marks, float), expected, atol=0.005 + 1e-9)
     words = words_of(html, "evaluation")
     for name, m in (
         ("Pseudo labels", measured["pseudo_labels"]),
         ("Predictions", measured["predictions"]),
     ):
-        figures = [m.summary[key]["max_f"] for key in ("mean_pr", "mean_f", "max_f")]
-        figures += [m.summary["iou"], m.summary["mae"]]
-        row = " ".join([name, str(m.summary["images"]), *(f"{figure:.3f}" for figure in figures)])
+        figures = [m.mean_pr, m.mean_f, m.max_f, m.iou, m.mae]
+        row = " ".join([name, str(m.images), *(f"{figure:.3f}" for figure in figures)])
         assert row in words
     assert "β² = 0.3; each map stretched" in words
     assert "different images" in words
@@ -289,18 +315,15 @@ def test_curves_are_drawn_to_scale_and_their_figures_listed():
 
 def test_a_training_is_drawn_raw_and_smooth_and_summed_up():
     steps = a_training(200)
-    html = page_of([], trainings={"network": steps})
-    (_, thin, raw), (_, thick, smooth), *accuracy = lines_of(html, "training")
-    assert (thin, thick, len(accuracy)) == (True, False, 2)
-    assert (raw[0, 0], raw[-1, 0]) == (0, 100)
-    drawn = raw[:, 1]  # from top to bottom, so that less is lower
-    slope, start = np.polyfit(steps["loss"], drawn, 1)
-    # written in thousandths; the line through 200 points moves by less than that
-    np.testing.assert_allclose(drawn, start + slope * steps["loss"], atol=0.1)
-    assert slope < 0
+    lines = lines_of(training_svg("loss", [steps]))
+    raw, smooth = lines["series-0-raw"], lines["series-0"]
+    np.testing.assert_allclose(raw[:, 0], np.linspace(0, 1, 200), atol=1e-6)
+    slope, start = np.polyfit(steps["loss"], raw[:, 1], 1)
+    np.testing.assert_allclose(raw[:, 1], start + slope * steps["loss"], atol=1e-6)
+    assert slope > 0
     slow = [steps["loss"][max(0, i - 5) : i + 6].mean() for i in range(200)]  # 200 / 40 = 5
-    np.testing.assert_allclose(smooth[:, 1], start + slope * np.array(slow), atol=0.1)
-    words = words_of(html, "training")
+    np.testing.assert_allclose(smooth[:, 1], start + slope * np.array(slow), atol=1e-6)
+    words = words_of(page_of([], trainings={"network": steps}), "training")
     loss, right = steps["loss"][-1], steps["accuracy"][-1]
     assert f"Network 200 100.0 s {loss:.4f} {right:.4f} 16.0" in words
 
@@ -311,41 +334,84 @@ def test_each_round_has_its_line_on_a_common_scale():
         "round 2": a_training(100, seconds=np.full(100, 90.0)),
         "round 3": a_training(0),  # has not begun
     }
-    html = page_of([], trainings=trainings)
-    lines = lines_of(html, "training")
-    assert [series for series, *_ in lines] == [0, 1] * 4
-    assert [points[-1, 0] for _, _, points in lines[:2]] == [49.5, 100]  # 49 / 99
-    words = words_of(html, "training")
+    lines = lines_of(training_svg("accuracy", list(trainings.values())))
+    assert {*lines} == {f"series-{n}{raw}" for n in (0, 1) for raw in ("", "-raw")}
+    ends = [lines[f"series-{n}"][-1, 0] for n in (0, 1)]
+    np.testing.assert_allclose(ends, [49 / 99, 1], atol=1e-6)
+    words = words_of(page_of([], trainings=trainings), "training")
     assert "Round 1 50 25.0 s" in words
     assert "Round 2 100 2 h 30 min" in words
     assert "Round 3" not in words
 
 
-def test_a_long_training_keeps_its_highs_and_lows_in_few_points():
-    loss = np.full(20_000, 0.5)
+@pytest.mark.parametrize(("rounds", "steps"), [(1, 20_000), (3, 5_000), (12, 3_000), (40, 500)])
+def test_a_plot_is_small_and_keeps_the_highs_and_lows(rounds, steps):
+    loss = np.full(steps, 0.5)
     loss[::53], loss[::50] = 0.1, 0.9
-    html = page_of([], trainings={"network": a_training(20_000, loss=loss)})
-    for _, _, points in lines_of(html, "training"):
-        assert len(points) <= POINTS
-    raw = lines_of(html, "training")[0][2][:, 1]
-    assert (raw.max() - raw.min()) > 75
-    assert len(html) < 100_000
+    svg = training_svg("loss", [a_training(steps, loss=loss) for _ in range(rounds)])
+    assert len(svg.encode()) < 60_000
+    lines = lines_of(svg)
+    assert len(lines) == 2 * rounds
+    for points in lines.values():
+        assert len(points) <= max(POINTS, FEWEST_POINTS)
+    raw = lines["series-0-raw"][:, 1]
+    assert raw.max() - raw.min() > 0.75
+    curve = Curve(np.linspace(0.3, 1, 256), np.linspace(1, 0, 256))
+    assert len(precision_recall_svg([curve] * 6).encode()) < 60_000
 
 
-@pytest.mark.parametrize("loss", [[np.nan], [0.5], [0.5, np.inf, np.nan], [0.3, 0.3], [1e9, 0.1]])
+@pytest.mark.parametrize(
+    "loss", [[np.nan], [0.5], [0.5, np.inf, np.nan], [0.3, 0.3], [1e9, 0.1], [-1e-9, 1e-9, 0]]
+)
 def test_a_strange_training_is_drawn(loss):
     loss = np.array(loss)
-    html = page_of([], trainings={"network": a_training(len(loss), loss=loss)})
-    for _, _, points in lines_of(html, "training"):
+    steps = a_training(len(loss), loss=loss)
+    for points in lines_of(training_svg("loss", [steps])).values():
         assert np.isfinite(points).all()
+    html = page_of([], trainings={"network": steps})
     assert f" {loss[-1]:.4f} " in words_of(html, "training")
+
+
+def test_a_spike_of_a_single_step_does_not_flatten_the_rest():
+    steps = a_training(400)
+    steps["loss"][200] = 100.0  # its running mean is still 5
+    lines = lines_of(training_svg("loss", [steps]))
+    assert lines["series-0-raw"].max() < 1.2  # cut off by the box
+    assert np.ptp(lines["series-0-raw"][:150, 1]) > 0.02  # 0.002 were the spike shown
 
 
 def test_a_curve_of_any_values_stays_inside():
     ends = np.linspace(0, 1, 256)
-    measure = Measured(curve=Curve(ends[::-1], ends), summary=a_measure(1).summary)
-    ((_, _, points),) = lines_of(page_of([], measured={"predictions": measure}), "evaluation")
-    assert (points.min(), points.max()) == (0, 100)
+    points = lines_of(precision_recall_svg([Curve(ends[::-1], ends)]))["series-0"]
+    np.testing.assert_allclose([points.min(), points.max()], [0, 1], atol=1e-6)
+
+
+def test_ticks_are_round_numbers_and_the_axes_have_names():
+    words = ticks_of(precision_recall_svg([a_measure(1).curve]))
+    shares = ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert words == [*shares, "Recall", *shares, "Precision"]
+    many = ticks_of(training_svg("accuracy", [a_training(2_001)]))
+    assert {"500", "1,000", "Step", "Accuracy"} <= {*many}
+
+
+def test_plots_of_a_page_share_no_id_fetch_nothing_and_have_the_colours_of_the_page():
+    html = page_of(
+        [a_card()], measured={"predictions": a_measure(1)}, trainings={"network": a_training()}
+    )
+    plots = re.findall("<svg role.*?</svg>", html, re.S)
+    assert len(plots) == 3
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len({*ids})
+    for plot in plots:
+        assert not re.search(r"<(style|image|script|foreignObject|metadata)", plot)
+        assert not re.search(r"#[0-9a-f]{6}", plot)  # no colour of its own
+        used = re.findall(r'(?:url\(|href=")#([^")]+)', plot)
+        assert {*used} <= {*ids}
+        assert not re.search(r'href="(?!#)|url\((?!#)|@import|@font-face', plot)
+    colours = {*re.findall(r"var\((--[\w-]+)\)", "".join(plots))}
+    assert {"--series-0", "--quiet", "--line"} <= colours
+    defined = {*re.findall(r"(--[\w-]+):", html[html.index("<style>") : html.index("</style>")])}
+    assert colours <= defined
 
 
 def test_a_page_without_figures_predictions_or_training_is_as_before():
@@ -358,7 +424,7 @@ def test_a_page_without_figures_predictions_or_training_is_as_before():
             ("order", "name"),
             ("order", "confidence"),
             ("order", "quality"),
-            ("order", "disagreement"),
+            ("order", "cue_difference"),
         ],
     ]
 
@@ -394,7 +460,15 @@ def test_untrusted_text_is_escaped_wherever_it_goes(text):
 
 def test_the_page_is_utf_8_whatever_the_names():
     html = page_of([a_card("a\udcff\x00\r\u202eb.jpg")])
-    assert facts_of(html.encode().decode())["cards"][0]["name"] == "a\ufffd␀␍\u202eb.jpg"
+    assert facts_of(html.encode().decode())["cards"][0]["name"] == "a\ufffd␀␍[U+202E]b.jpg"
+
+
+@pytest.mark.parametrize("text", STEERING)
+def test_characters_that_steer_text_are_written_out(text):
+    assert visible(text) == STEERING[text]
+    html = page_of([a_card(text)], [Failure(image_id=text, error_kind=text, error=text)])
+    assert html.count(STEERING[text]) >= 4
+    assert facts_of(html)["cards"][0]["name"] == STEERING[text]
 
 
 def test_the_policy_names_the_script_and_forbids_the_network():
@@ -652,6 +726,95 @@ def test_the_browser_reads_hostile_text_as_text(page):
 
 
 @pytest.mark.browser
+def test_the_report_of_a_hostile_run_shows_everything_as_text_and_runs_nothing(browser, tmp_path):
+    """The whole way: a stored run, the report, a real browser."""
+    texts = [*HOSTILE, *STEERING]
+    home = tmp_path / "<img src=x onerror=alert(7)>"
+    home.mkdir()
+    rows = [
+        labelled(home, f"{number} {text}".replace("//", "/ /"), fallback=text)
+        for number, text in enumerate(texts)
+        if "\0" not in text
+    ]
+    rows += [failed(text, kind=text, error=text) for text in texts]
+    output = a_run(home, rows)
+    output = Folder.at(str(home / 'run "><script>alert(8)<').rstrip())
+    os.rename(home / "run", output.path)
+    run = {
+        "saff": f"{__version__}.{texts[0]}",
+        "digest": texts[1],
+        "config": {text: [text] for text in texts},
+    }
+    output.write("run.json", json.dumps(run).encode())
+    browser.get_log("browser")
+    browser.get(Path(write_report(output).uri).as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach((d) => d.open = true)")
+    shown = browser.execute_script("return document.body.innerText")
+    flat = " ".join(shown.split())
+    for text in texts:
+        spelt = " ".join(STEERING.get(text, text).split())
+        assert flat.count(spelt) >= 3, text  # kind, image, error
+    assert 'run "><script>alert(8)<' in shown
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u2028\x85\x1b]", shown)
+    foreign = "[onerror], [onload], template, iframe, a[href^='javascript'], img:not([src^=data])"
+    count = "return document.querySelectorAll(arguments[0]).length"
+    assert browser.execute_script(count, foreign) == 0
+    assert browser.execute_script("return document.scripts.length") == 2
+    assert browser.get_log("browser") == []  # no alert, no script refused, nothing fetched
+    assert browser.title.startswith('run "><script>alert(8)<')
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_plots_can_be_read_on_a_light_and_on_a_dark_page(browser, tmp_path, scheme):
+    path = tmp_path / "index.html"
+    more = {"measured": {"predictions": a_measure(1)}, "trainings": {"network": a_training()}}
+    path.write_text(page_of([a_card()], **more), encoding="utf-8")
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        browser.get(path.as_uri())
+        colours = browser.execute_script(
+            """
+            const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+            const style = (node) => getComputedStyle(node);
+            const lines = [...document.querySelectorAll(".plot svg g[id*=series] path")];
+            const words = [...document.querySelectorAll(".plot svg text")];
+            const fonts = new Set(words.map((node) => style(node).fontFamily));
+            const { backgroundColor, fontFamily } = style(document.body);
+            return [
+              rgb(backgroundColor),
+              lines.map((node) => rgb(style(node).stroke)),
+              words.map((node) => rgb(style(node).fill)),
+              fonts.size === 1 && fonts.has(fontFamily),
+            ];
+            """
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    paper, lines, words, has_font_of_the_page = colours
+    assert (luminance(paper) > 0.5) == (scheme == "light")
+    assert len(lines) == 5
+    assert len(words) > 20
+    for colour in lines:
+        assert contrast(paper, colour) >= 3  # WCAG 1.4.11, of graphical objects
+    for colour in words:
+        assert contrast(paper, colour) >= 4.5  # WCAG 1.4.3, of text
+    assert has_font_of_the_page
+
+
+def luminance(rgb):
+    shares = [c / 255 for c in rgb]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(one, other):
+    low, high = sorted(luminance(rgb) for rgb in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.browser
 def test_the_slider_changes_every_mask(page):
     names = names_shown(page)
     for threshold in (0, 0.29, 0.5, 0.51, 1):
@@ -707,7 +870,7 @@ def test_cards_sort_by_name_and_by_every_measure_both_ways(page):
     measures = {
         "confidence": lambda card: image_confidence(card.label.confidence),
         "quality": lambda card: card.label.quality,
-        "disagreement": lambda card: -disagreement(card.label.features, card.label.superpixels),
+        "cue_difference": lambda card: -cue_difference(card.label.features, card.label.superpixels),
     }
     for order, key in measures.items():
         click(page, f"[name=order][value={order}]")
@@ -813,13 +976,13 @@ def test_the_difference_of_the_masks_is_coloured(compared):
 
 
 @pytest.mark.browser
-def test_cards_sort_by_agreement_with_those_that_have_none_last(compared):
+def test_cards_sort_by_label_iou_with_those_that_have_none_last(compared):
     def measure(card):
-        return agreement(card.label.confidence, card.prediction)
+        return iou_of_masks(card.label.confidence, card.prediction)
 
     both = [card for card in COMPARED if card.label and card.prediction is not None]
     expected = [card.image_id for card in sorted(both, key=measure)]
-    click(compared, "[name=order][value=agreement]")
+    click(compared, "[name=order][value=label_iou]")
     assert names_shown(compared) == [*expected, "b.jpg", "c.jpg"]
     click(compared, "#reverse")
     assert names_shown(compared) == [*expected[::-1], "b.jpg", "c.jpg"]

@@ -25,7 +25,8 @@ from saff.images import decode_png, encode_png
 from saff.lists import read_manifest
 from saff.manifests import extend_manifest
 from saff.modelfile import shipped
-from saff.results import export, write_report
+from saff.picture_export import export_pictures
+from saff.report.stored import write_report
 from saff.runs import claim, read_run
 from saff.samples import Cache, Loader, batches, open_corpus
 from saff.shards import MANIFEST, PREDICTIONS, count_rows, read_column, read_rows, write_rows
@@ -249,7 +250,8 @@ def test_a_missing_object_is_a_row(bucket, small):
 
 def test_results_are_taken_out_of_a_bucket(in_bucket, bucket, tmp_path, photographs, put):
     for what in ("mask", "overlay"):
-        assert export(in_bucket, tmp_path / what, what) == (4, 3)
+        summary = export_pictures(in_bucket, Folder.at(str(tmp_path / what)), what)
+        assert (summary.written, summary.left_out) == (4, 3)
     with PIL.Image.open(tmp_path / "overlay" / "nested" / "coffee ü.png") as drawn:
         assert np.asarray(drawn).shape == photographs["coffee"].shape
     for path in (tmp_path / "mask").rglob("*.png"):
@@ -259,7 +261,7 @@ def test_results_are_taken_out_of_a_bucket(in_bucket, bucket, tmp_path, photogra
     folder = in_bucket / "evaluation" / "pseudo_labels"
     assert folder.names("") == ["curve.csv", "curve.svg", "metrics.json"]
     assert json.loads(folder.read("metrics.json")) == summary
-    assert write_report(in_bucket) == f"{in_bucket.uri}/report/index.html"
+    assert write_report(in_bucket).uri == f"{in_bucket.uri}/report/index.html"
     page = (in_bucket / "report").read("index.html").decode()
     assert page.count('<figure class="original">') == 4
 
@@ -313,7 +315,8 @@ def test_an_image_that_was_replaced_has_no_overlay(in_bucket, photos, tmp_path, 
         for row in read_rows(stage, name)
     }["chelsea ü.png"]
     put(f"{photos}/chelsea ü.png", encode_png(decode_png(confidence)))
-    assert export(in_bucket, tmp_path, "overlay") == (3, 4)
+    summary = export_pictures(in_bucket, Folder.at(str(tmp_path)), "overlay")
+    assert (summary.written, summary.left_out, summary.photographs.changed) == (3, 4, 1)
 
 
 # Settings and models

@@ -6,16 +6,25 @@ from typing import Annotated
 
 import typer
 
-from saff import results
+from saff import picture_export
 from saff.cli.options import ConfigOption, NetworkOption, Output, StageOption, What, read_config
-from saff.errors import SettingsError
+from saff.errors import SettingsError, printable
 from saff.layout import Stage
+from saff.report.stored import write_report
 from saff.storage import Folder
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    to: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
+    image: Annotated[str, typer.Argument(help="A picture; - reads standard input.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write: .png, .tiff or .webp, or .jpg for an overlay; - writes PNG to "
+            "standard output.",
+        ),
+    ],
     what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
     network: NetworkOption = None,
     config: ConfigOption = "default",
@@ -29,9 +38,10 @@ def segment(
     from saff import images
     from saff.labeling import label_image
 
+    file_format = picture_export.check_target(to, image, what.value)
     chosen = read_config(config)
     try:
-        pixels = images.read(image, max_pixels=chosen.max_pixels)
+        pixels = images.decode(picture_export.read_photograph(image), max_pixels=chosen.max_pixels)
     except (OSError, images.ImageError) as error:
         raise SettingsError(f"{image}: {error}") from error
     if network:
@@ -43,27 +53,49 @@ def segment(
     else:
         found = label_image(pixels, chosen).confidence
     confidence = np.rint(found * 255).astype(np.uint8)
-    drawn = results.picture(what.value, confidence, pixels)
-    save(to, results.to_png(drawn))
+    picture_export.save_picture(to, what.value, confidence, pixels, file_format)
 
 
 def export(
     output: Output,
-    to: Annotated[Path, typer.Option(help="Folder for the PNG files.")],
+    to: Annotated[str, typer.Option(help="Folder or s3:// prefix for the PNG files.")],
     what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
     stage: StageOption = Stage.PSEUDO_LABELS,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
+    ] = False,
 ) -> None:
-    """Write results as PNG files named like the images, in their size; masks are 0 and 255."""
-    written, left_out = results.export(Folder.at(output), to, what.value, stage.value)
-    typer.echo(f"{written:,} files in {to}; {left_out:,} images left out", err=True)
+    """Write results as PNG files named like the images, in their size; masks are 0 and 255.
+
+    Nothing that the run was made from is written over. Exit code 1 if a file could not be written
+    or a photograph could not be reached; the others are written.
+    """
+    folder = Folder.at(to)
+    summary = picture_export.export_pictures(
+        Folder.at(output), folder, what.value, stage.value, overwrite=overwrite
+    )
+    for line in summary.lines(folder.uri):
+        typer.echo(printable(line), err=True)
+    if not summary.complete:
+        raise typer.Exit(1)
 
 
 def report(
     output: Output,
     cards: Annotated[int, typer.Option(min=1, help="Images to draw at most.")] = 200,
+    to: Annotated[
+        str | None,
+        typer.Option(help="File .html, or folder or s3:// prefix, to write to instead."),
+    ] = None,
 ) -> None:
-    """Write OUTPUT/report/index.html: a page that opens from disk."""
-    typer.echo(f"open {results.write_report(Folder.at(output), max_cards=cards)}")
+    """Write OUTPUT/report/index.html: a page that opens from disk.
+
+    Images whose photographs have changed or vanished are left out and counted.
+    """
+    report = write_report(Folder.at(output), to=to, max_cards=cards)
+    typer.echo(f"open {report.uri}")
+    if report.lost_photographs:
+        typer.echo(f"not shown: {report.lost_photographs}", err=True)
 
 
 def save(path: Path, data: bytes) -> None:

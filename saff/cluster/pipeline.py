@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saff import layout, metrics, results
+from saff import layout, metrics
 from saff.cluster.labels import label_corpus
 from saff.cluster.mapping import map_parts
 from saff.cluster.predictions import predict_corpus
@@ -19,6 +19,7 @@ from saff.errors import SettingsError
 from saff.evaluation import TruthFormat, evaluate
 from saff.layout import ROUND_LABELS, Stage, begun_rounds
 from saff.progress import PATIENCE
+from saff.report.stored import write_report
 from saff.rows import decode_map
 from saff.runs import forget
 from saff.shards import Row, read_all_rows
@@ -159,7 +160,10 @@ def run_pipeline(
             spread = partial(map_parts, patience=patience)
             figures = evaluate(output, truth, truth_format, name, map_parts=spread)
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
-    return results.write_report(output)
+    report = write_report(output)
+    if report.lost_photographs:
+        say(f"not shown in the report: {report.lost_photographs}")
+    return report.uri
 
 
 def refuse_begun(output: Folder) -> None:

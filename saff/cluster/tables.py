@@ -21,8 +21,7 @@ from saff.config import Config, default, paper
 from saff.errors import SettingsError
 from saff.evaluation import evaluate
 from saff.layout import Stage
-from saff.results import rows_of
-from saff.rows import decode_map, original
+from saff.rows import decode_map, original, rows_of
 from saff.shards import Row
 from saff.storage import Folder
 

@@ -1,0 +1,146 @@
+"""What a run was made from is never written over: found by path, by link and by the file itself."""
+
+import os
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+
+from saff import layout
+from saff.addresses import is_local, locate
+from saff.errors import SettingsError
+from saff.layout import OWN_NAMES, PART_SUFFIX
+from saff.rows import parts_of
+from saff.runs import read_run
+from saff.shards import read_column
+from saff.sources import OF_MANIFEST
+from saff.storage import Folder
+
+Inode = tuple[int, int]
+
+
+def refuse_inputs(output: Folder, stage: str, targets: Callable[[], Iterable[str]]) -> None:
+    """Refuse to write over what a run was made from, before anything is written.
+
+    Paths are compared with their links resolved, without case and after Unicode normalisation, and
+    files by their inode, so that hard links are found.
+
+    Parameters
+    ----------
+    output : Folder
+        A run; its images are those of its manifest and of a stage.
+    stage : str
+        ``"pseudo_labels"`` or ``"predictions"``.
+    targets : callable
+        Gives the paths or URIs of the files that are to be written.
+
+    Raises
+    ------
+    SettingsError
+        If a target is an image of the run, its list of images, or lies among its results.
+    """
+    names = FileNames()
+    own = tuple(f"{names.of_folder(output.uri)}/{name}" for name in OWN_NAMES)
+    folders = {
+        posixpath.dirname(key) for uri in inputs_of(output, stage) for key in names.of_input(uri)
+    }
+    by_name: dict[str, str] = {}  # only what could be an input: a large export is not held
+    by_inode: dict[Inode, str] = {}
+    for target in targets():
+        name = names.of(target)
+        if name.startswith(own):
+            raise SettingsError(
+                f"{target} lies among the results of the run itself; name a folder of its own"
+            )
+        if posixpath.dirname(name) in folders:
+            by_name[name] = target
+        if (inode := inode_of(target)) is not None:
+            by_inode[inode] = target
+    if not (by_name or by_inode):
+        return
+    for uri in inputs_of(output, stage):
+        found = [by_name[name] for name in names.of_input(uri) if name in by_name]
+        if not found and by_inode and (inode := inode_of(uri)) in by_inode:
+            found = [by_inode[inode]]
+        if found:
+            raise SettingsError(
+                f"{found[0]} would be written over {uri}, from which this run was made; name "
+                "another place"
+            )
+
+
+def inputs_of(output: Folder, stage: str) -> Iterator[str]:
+    """Paths and URIs that a run was made from: its list of images, and each image."""
+    source = str(read_run(output).get("source", "")).removeprefix(OF_MANIFEST)
+    if source:
+        yield source
+    manifest = layout.manifest(output)
+    for folder, names in (
+        (manifest, manifest.names(PART_SUFFIX)),
+        (output / stage, parts_of(output, stage)),
+    ):
+        for name in names:
+            yield from (uri for uri in read_column(folder, name, "uri") if uri)
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Whether two paths or URIs are one file, also by a link or by a name in another case."""
+    names = FileNames()
+    if {names.of(one), *names.of_input(one)} & {names.of(other), *names.of_input(other)}:
+        return True
+    inode = inode_of(one)
+    return inode is not None and inode == inode_of(other)
+
+
+class FileNames:
+    """Gives two names of one file one spelling: without links, case and ways to write accents.
+
+    Addresses that are not of this machine stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, uri: str) -> str:
+        """Spelling of a file's name; a link in its place is not followed."""
+        path = local_path(uri)
+        if path is None:
+            return uri
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder).rstrip("/")
+        return _folded(f"{self._folders[folder]}/{name}")
+
+    def of_folder(self, uri: str) -> str:
+        """Spelling of a folder; links are followed."""
+        path = local_path(uri)
+        return uri if path is None else _folded(os.path.realpath(path).rstrip("/"))
+
+    def of_input(self, uri: str) -> set[str]:
+        """Spellings of a file that is read: its name, and where a link in its place leads."""
+        path = local_path(uri)
+        if path is not None and os.path.islink(path):
+            return {self.of(uri), _folded(os.path.realpath(path))}
+        return {self.of(uri)}
+
+
+def _folded(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def local_path(uri: str) -> str | None:
+    """Path of a file of this machine; None for an address elsewhere, and for one that is none."""
+    try:
+        fs, path = locate(uri, signed=True)
+    except SettingsError:
+        return None
+    return path if is_local(fs) else None
+
+
+def inode_of(uri: str) -> Inode | None:
+    """What tells a file of this machine from all others, links followed; None if there is none."""
+    path = local_path(uri)
+    try:
+        found = None if path is None else os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)

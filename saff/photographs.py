@@ -1,0 +1,144 @@
+"""The photographs that stored rows were made from, read again; those that are lost are counted."""
+
+import errno
+import hashlib
+import os
+import time
+from collections import Counter, defaultdict
+from urllib.parse import urlsplit
+
+from saff import images
+from saff.addresses import is_local, locate
+from saff.arrays import Image
+from saff.retries import BRIEF, FINAL_CODES, error_code, retry_limit
+from saff.shards import Row
+from saff.storage import NO_FILE, read_bytes
+
+LARGEST_FILE = 2 * 2**30  # bytes; nothing larger was labelled
+SECONDS_LOST = 3 * BRIEF  # waiting for a server that gives no answer, before it is given up
+GONE = (  # what a local file system says of one path, not of the disk
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,  # links in a circle
+    errno.ENAMETOOLONG,
+    errno.ENXIO,  # a socket
+    errno.EACCES,
+    errno.EPERM,
+)
+
+
+class Photographs:
+    """Reads the photographs of stored rows and counts those that cannot be shown any more.
+
+    No photograph keeps the others from being read.  A server that fails is waited for for ten
+    seconds, then each of its photographs is requested once, and a server that gives no answer for
+    thirty seconds in all is not asked again.
+
+    Attributes
+    ----------
+    gone : int
+        Photographs that are not there, or may not be read: no file, a broken link, an answer such
+        as 403, 404 or 410.
+    changed : int
+        Photographs whose content is not the one that was labelled.
+    unreachable : int
+        Photographs whose server or disk failed.
+    """
+
+    def __init__(self) -> None:
+        self.gone = self.changed = self.unreachable = 0
+        self._failing: Counter[str] = Counter()  # failures of a server since its last photograph
+        self._seconds_lost: dict[str, float] = defaultdict(float)
+
+    @property
+    def lost(self) -> int:
+        """How many photographs could not be shown."""
+        return self.gone + self.changed + self.unreachable
+
+    def describe(self) -> str:
+        """Say how many photographs were left out, and why; empty if none was.
+
+        Examples
+        --------
+        >>> photographs = Photographs()
+        >>> photographs.gone, photographs.changed = 1, 2
+        >>> photographs.describe()
+        '1 photograph is gone, 2 photographs have changed'
+        """
+        counts = (
+            (self.gone, "is gone", "are gone"),
+            (self.changed, "has changed", "have changed"),
+            (self.unreachable, "cannot be reached", "cannot be reached"),
+        )
+        return ", ".join(
+            f"{count:,} photograph{'s' if count > 1 else ''} {many if count > 1 else one}"
+            for count, one, many in counts
+            if count
+        )
+
+    def read(self, row: Row) -> Image | None:
+        """Read the photograph of a row that has a result; None, and counted, where it is lost."""
+        data = self._read(row["uri"])
+        if data is None:
+            return None
+        image = _decode_same(row, data)
+        if image is None:
+            self.changed += 1
+        return image
+
+    def _read(self, uri: str) -> bytes | None:
+        server = _server_of(uri)
+        if self._seconds_lost[server] >= SECONDS_LOST:
+            self.unreachable += 1
+            return None
+        start = time.monotonic()
+        try:
+            with retry_limit(0 if self._failing[server] else BRIEF):
+                data = _read_small(uri)
+        except ValueError:  # an address that is none, or that may not be used
+            self.gone += 1
+        except OSError as error:
+            code = error_code(error)
+            own = isinstance(error, (*NO_FILE, PermissionError)) or error.errno in GONE
+            if own or code in FINAL_CODES:
+                self.gone += 1
+                return None
+            self.unreachable += 1
+            self._failing[server] += 1
+            if not code and server:
+                self._seconds_lost[server] += max(BRIEF, time.monotonic() - start)
+        else:
+            self._failing[server], self._seconds_lost[server] = 0, 0.0
+            if data is None:
+                self.changed += 1
+            return data
+        return None
+
+
+def _read_small(uri: str) -> bytes | None:
+    """Read a file; None for one that is too large to be what was labelled."""
+    fs, path = locate(uri, signed=True)
+    if is_local(fs) and os.stat(path).st_size > LARGEST_FILE:
+        return None
+    return read_bytes(uri)
+
+
+def _server_of(uri: str) -> str:
+    """Server or bucket of an address; empty for a file of this machine."""
+    try:
+        return urlsplit(uri).netloc if "://" in uri else ""
+    except ValueError:
+        return ""
+
+
+def _decode_same(row: Row, data: bytes) -> Image | None:
+    """Decode a photograph if it is the one that was labelled, in the size that it had then."""
+    size = (row["height"], row["width"])
+    if row["sha256"] != hashlib.sha256(data).hexdigest():
+        return None
+    try:
+        image = images.decode(data, max_pixels=size[0] * size[1])
+    except images.ImageError:  # another version of the decoder
+        return None
+    return image if image.shape[:2] == size else None

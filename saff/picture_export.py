@@ -1,0 +1,374 @@
+"""Picture files of a stored run, and of one picture; never written over an input.
+
+``saff export`` writes one PNG file per image, ``saff segment`` one file.  Every file is written as
+a draft beside its place, synced and renamed.
+"""
+
+import errno
+import os
+import posixpath
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saff.addresses import LOCAL, is_local
+from saff.arrays import AnyArray, Image
+from saff.errors import SettingsError, StorageError
+from saff.ids import is_safe_id
+from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
+from saff.photographs import Photographs
+from saff.pictures import What, encode_picture, needs_image, picture, picture_format
+from saff.rows import decode_map, rows_of
+from saff.shards import Row
+from saff.storage import Folder, as_storage_error, with_brief_retries
+
+LISTED = 20  # images that are named where a file could not be written
+FAILURES = 3  # uploads that fail one after the other, before the store is at fault
+STANDARD = "-"  # standard input or output, as a file name
+THERE_ALREADY = "a file with another content is there; --overwrite replaces it"
+OF_ONE_NAME = (  # what a file system says of one path, not of the disk
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+)
+
+
+# What one export did
+
+
+@dataclass(slots=True)
+class ExportSummary:
+    """What an export wrote, and what it left out."""
+
+    written: int = 0
+    failed: int = 0
+    """Images of the run that have no result."""
+    photographs: Photographs = field(default_factory=Photographs)
+    """Counts the photographs that a picture needs and that are lost."""
+    not_written: int = 0
+    """Images whose file could not be written."""
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+    """Id and reason of the first of these."""
+
+    @property
+    def left_out(self) -> int:
+        """Images without a file, whatever the reason."""
+        return self.failed + self.photographs.lost + self.not_written
+
+    @property
+    def complete(self) -> bool:
+        """Whether the same command would write no more: nothing was refused, no server failed."""
+        return not (self.not_written or self.photographs.unreachable)
+
+    def refuse(self, image_id: str, reason: str) -> None:
+        """Count an image whose file could not be written."""
+        self.not_written += 1
+        if len(self.reasons) < LISTED:
+            self.reasons.append((image_id, reason))
+
+    def lines(self, to: str) -> Iterator[str]:
+        """Name the images whose files could not be written; the last line counts everything."""
+        for image_id, reason in self.reasons:
+            yield f"not written: {image_id}: {reason}"
+        if self.not_written > len(self.reasons):
+            yield f"not written: {self.not_written - len(self.reasons):,} more"
+        counts = (
+            f"{self.failed:,} failed in the run" if self.failed else "",
+            self.photographs.describe(),
+            f"{self.not_written:,} could not be written" if self.not_written else "",
+        )
+        why = ", ".join(filter(None, counts))
+        total = f"{self.written:,} files in {to}; {self.left_out:,} images left out"
+        yield f"{total}: {why}" if why else total
+
+
+# Names
+
+
+class PictureNames:
+    """Names of picture files: an image's id with ``.png`` for its extension.
+
+    An image keeps its extension where another has the same id without it, or where a folder of
+    other images has that name.
+
+    Parameters
+    ----------
+    image_ids : iterable of str
+        Ids of the images that have a result.
+
+    Examples
+    --------
+    >>> names = PictureNames(["cat.jpg", "dog.jpg", "dog.png"])
+    >>> names.name("cat.jpg"), names.name("dog.jpg")
+    ('cat.png', 'dog.jpg.png')
+    """
+
+    def __init__(self, image_ids: Iterable[str]) -> None:
+        self._uses: Counter[str] = Counter()
+        self._folders: set[str] = set()
+        for image_id in image_ids:
+            self._uses.update({image_id, without_extension(image_id)})
+            folder = posixpath.dirname(image_id)
+            while folder and folder not in self._folders:
+                self._folders.add(folder)
+                folder = posixpath.dirname(folder)
+
+    def name(self, image_id: str) -> str:
+        """File name of an image's picture, relative to the folder of the export."""
+        stem = without_extension(image_id)
+        short = f"{stem}.png"
+        return f"{image_id}.png" if self._uses[stem] > 1 or short in self._folders else short
+
+
+def without_extension(image_id: str) -> str:
+    """Id without the extension of its last part: ``a.b/cat.jpg`` gives ``a.b/cat``."""
+    return posixpath.splitext(image_id)[0]
+
+
+# Writing
+
+
+def export_pictures(
+    output: Folder,
+    to: Folder,
+    what: What,
+    stage: str = "pseudo_labels",
+    *,
+    overwrite: bool = False,
+) -> ExportSummary:
+    """Write one PNG file per image, named by its id, into a folder or prefix.
+
+    Parameters
+    ----------
+    output : Folder
+        A run.
+    to : Folder
+        Made if it is not there; nothing is written outside it.
+    what : {"mask", "confidence", "overlay", "cutout"}
+        See :func:`saff.pictures.picture`.
+    stage : str
+        ``"pseudo_labels"`` or ``"predictions"``.
+    overwrite : bool
+        Replace files that are there.  Otherwise only a file with the same content is no hindrance.
+
+    Returns
+    -------
+    summary : ExportSummary
+        What was written, and what was left out and why.  No image keeps the others from being
+        written.
+
+    Raises
+    ------
+    SettingsError
+        If the output is no run, the stage is empty, or a file would be written over an input of the
+        run.
+    StorageError
+        If the folder cannot be written to at all, or the disk is full.
+    """
+    results = rows_of(output, stage, ["image_id", "error_kind"])
+    ids = (row["image_id"] for row in results if row["error_kind"] is None)
+    known = [image_id for image_id in ids if is_safe_id(image_id)]
+    names = PictureNames(known)
+    refuse_inputs(output, stage, lambda: (f"{to.uri}/{names.name(i)}" for i in known))
+    folder = _PictureFolder(to, overwrite=overwrite)
+    summary = ExportSummary()
+    columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
+    for row in rows_of(output, stage, columns):
+        image_id = row["image_id"]
+        if row["confidence"] is None:
+            summary.failed += 1
+        elif not is_safe_id(image_id):
+            summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
+        elif (data := _encoded(row, what, summary)) is not None:
+            reason = folder.write(names.name(image_id), data)
+            if reason:
+                summary.refuse(image_id, reason)
+            else:
+                summary.written += 1
+    return summary
+
+
+def _encoded(row: Row, what: What, summary: ExportSummary) -> bytes | None:
+    """Picture file of a row; None, and counted, where it cannot be drawn."""
+    image = summary.photographs.read(row) if needs_image(what) else None
+    if image is None and needs_image(what):
+        return None
+    try:
+        return encode_picture(picture(what, decode_map(row, "confidence"), image))
+    except (StorageError, ValueError) as error:  # a damaged map, or a size that no encoder takes
+        summary.refuse(row["image_id"], str(error))
+        return None
+
+
+class _PictureFolder:
+    """Folder or prefix that files are written into, none of them outside it.
+
+    Parameters
+    ----------
+    to : Folder
+        Made if it is not there.
+    overwrite : bool
+        Replace files that are there, but none that this export has written itself: two names may
+        lead to one file.
+    """
+
+    def __init__(self, to: Folder, *, overwrite: bool) -> None:
+        self.to, self.overwrite = to, overwrite
+        self._written: set[Inode | None] = set()
+        self._failures = 0  # uploads that failed, one after the other
+        if is_local(to.fs):
+            with as_storage_error(to.path):
+                os.makedirs(to.path, exist_ok=True)
+                if not os.access(to.path, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, "no right to write there")
+        self._root = os.path.realpath(to.path).rstrip("/")
+
+    def write(self, name: str, data: bytes) -> str:
+        """Write a file whole; give the reason why this one cannot be written, or nothing."""
+        below, _, last = name.rpartition("/")
+        folder = self.to / below if below else self.to
+        write = folder.write if self.overwrite else folder.create
+        if not is_local(self.to.fs):
+            return self._upload(write, last, data)
+        path = f"{folder.path}/{last}"
+        try:
+            if hindrance := self._hindrance(folder.path, path):
+                return hindrance
+            write(last, data)
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno not in OF_ONE_NAME:
+                raise StorageError(f"no access to {path}: {error}") from error
+            return _why_not(error, folder.path, path)
+        if self.overwrite:
+            self._written.add(inode_of(path))
+        return ""
+
+    def _hindrance(self, folder: str, path: str) -> str:
+        if not f"{os.path.realpath(folder)}/".startswith(f"{self._root}/"):
+            return "a link in its folder leads outside; remove the link"
+        if os.path.islink(path):
+            return "a link is in its place; remove the link"
+        if self._written and (inode := inode_of(path)) and inode in self._written:
+            return "another image of this export has the same file"
+        return ""
+
+    def _upload(self, write: Callable[[str, bytes], None], name: str, data: bytes) -> str:
+        try:
+            with with_brief_retries(f"{self.to.uri}/{name}"):
+                write(name, data)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return THERE_ALREADY
+            self._failures += 1
+            if isinstance(error.__cause__, PermissionError) or self._failures == FAILURES:
+                raise
+            return str(error)
+        self._failures = 0
+        return ""
+
+
+def _why_not(error: Exception, folder: str, path: str) -> str:
+    """Say in words why a file cannot be written."""
+    blocked = os.path.lexists(folder) and not os.path.isdir(folder)
+    if blocked or isinstance(error, NotADirectoryError):
+        return "a file or a broken link is in the place of its folder"
+    if os.path.isdir(path):
+        return "a folder is in its place"
+    if isinstance(error, FileExistsError):
+        return THERE_ALREADY
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+# One picture
+
+
+def check_target(target: str, source: str, what: What) -> str:
+    """Check the file that one picture is to be written to, before the work that it is for.
+
+    Parameters
+    ----------
+    target : str
+        Path of a file, or ``-`` for standard output.
+    source : str
+        Path or URI of the photograph, or ``-`` for standard input.
+    what : {"mask", "confidence", "overlay", "cutout"}
+        What is to be drawn.
+
+    Returns
+    -------
+    format : str
+        As of :func:`saff.pictures.picture_format`; PNG for standard output.
+
+    Raises
+    ------
+    SettingsError
+        If the extension does not say a format that can hold the picture, the target is the
+        photograph itself, or it could not be written.
+    """
+    if target == STANDARD:
+        return "PNG"
+    file_format = picture_format(target, what)
+    if source != STANDARD and is_same_file(target, source):
+        raise SettingsError(
+            f"{target} is the photograph itself, which would be lost; name another file"
+        )
+    folder = os.path.dirname(os.path.abspath(target))
+    if os.path.isdir(target) or not os.access(folder, os.W_OK):
+        raise SettingsError(f"cannot write {target}: name a file in a folder that is there")
+    return file_format
+
+
+def save_picture(
+    target: str, what: What, confidence: AnyArray, image: Image, file_format: str
+) -> None:
+    """Draw one result into a file that a person named, or to standard output for ``-``.
+
+    Parameters
+    ----------
+    target : str
+        Path of a file, or ``-``.
+    what, confidence, image
+        As for :func:`saff.pictures.picture`.
+    file_format : str
+        As :func:`check_target` gives it.
+
+    Raises
+    ------
+    SettingsError
+        If no such file can hold a picture of this size.
+    StorageError
+        If it cannot be written.
+    """
+    try:
+        data = encode_picture(picture(what, confidence, image), file_format)
+    except ValueError as error:
+        raise SettingsError(f"cannot write {target}: {error}") from error
+    if target == STANDARD:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    folder, name = os.path.split(os.path.abspath(target))
+    try:
+        Folder(LOCAL, folder).write(name, data)
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def read_photograph(source: str) -> bytes:
+    """Read the file that a person named, or standard input for ``-``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    return sys.stdin.buffer.read() if source == STANDARD else Path(source).read_bytes()
