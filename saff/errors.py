@@ -20,6 +20,10 @@ class WeightsError(SettingsError):
     """Trained weights that are missing, of another kind, or not what their checksum says."""
 
 
+class RefusedAddressError(SettingsError):
+    """An address that a list of images may not name."""
+
+
 class StorageError(SaffError):
     """A disk or an object store that cannot be read or written, or that holds damaged data.
 
@@ -58,6 +62,42 @@ class TrainingError(SaffError):
 
 class StalledError(SaffError):
     """A cluster that did nothing for too long; what was done before stays."""
+
+
+class AddressError(OSError):
+    """What became of reading one address.
+
+    Attributes
+    ----------
+    reason : str
+        What the store said or did; the same for all addresses to which it does so.
+    status : str or int
+        The store's own code, 0 without one.
+    """
+
+    def __init__(self, reason: str, status: str | int = 0, place: str = "") -> None:
+        super().__init__(f"no access to {place}: {reason}" if place else reason)
+        self.reason, self.status = reason, status
+
+
+class UnreadableError(AddressError):
+    """A store that answers, and gives no file for one address, however often it is asked."""
+
+
+class BusyError(AddressError):
+    """A store that gives no answer, or one that may differ next time.
+
+    Attributes
+    ----------
+    wait : float
+        Seconds after which it wants to be asked again.
+    """
+
+    wait = 0.0
+
+
+class SlowError(BusyError):
+    """A store that sends too slowly: asking again takes as much time again."""
 
 
 def printable(text: str) -> str:

@@ -19,11 +19,13 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
+    stop_after_attempt,
     stop_after_delay,
+    stop_any,
     wait_random_exponential,
 )
 
-from saff.errors import SaffError
+from saff.errors import BusyError, SaffError, SettingsError, UnreadableError
 
 PATIENCE = "SAFF_STORAGE_PATIENCE"  # environment variable: seconds, of each request
 SECONDS = 600.0  # without that variable
@@ -32,6 +34,7 @@ BRIEF = 10.0  # seconds that a person waits to hear that a place does not answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds, drawn at random up to a bound that doubles
 FINAL = (  # what no repetition mends
     SaffError,
+    UnreadableError,
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
@@ -56,13 +59,14 @@ REFUSE_ADDRESS = ("ParamValidationError", "InvalidURL", "InvalidUrlClientError")
 Found = TypeVar("Found")
 LOG = logging.getLogger(__name__)
 _last_logged = [-math.inf]  # when this process last logged
-_limit: ContextVar[float] = ContextVar("limit", default=math.inf)
+_limit: ContextVar[tuple[float, float]] = ContextVar("limit", default=(math.inf, math.inf))
 
 
 @contextmanager
-def retry_limit(seconds: float) -> Iterator[None]:
-    """Ask again for so many seconds at most while the block runs; 0: not at all."""
-    token = _limit.set(min(seconds, _limit.get()))
+def retry_limit(seconds: float, tries: float = math.inf) -> Iterator[None]:
+    """Ask again for so many seconds, and so often, at most while the block runs; 0: not at all."""
+    least = (min(seconds, _limit.get()[0]), min(tries, _limit.get()[1]))
+    token = _limit.set(least)
     try:
         yield
     finally:
@@ -90,15 +94,42 @@ def call_with_retries(ask: Callable[..., Found], *arguments: Any, **options: Any
         What ``ask`` raised: at once if no repetition mends it, otherwise after
         ``SAFF_STORAGE_PATIENCE`` seconds (600), or those of :func:`retry_limit` if they are fewer.
     """
-    seconds = min(float(os.environ.get(PATIENCE, SECONDS)), _limit.get())
+    least, tries = _limit.get()
+    seconds = min(patience(), least)
     again = Retrying(
         retry=retry_if_exception(is_transient),
-        stop=stop_after_delay(seconds),
+        stop=stop_any(stop_after_delay(seconds), stop_after_attempt(tries)),  # type: ignore[arg-type]
         before_sleep=partial(_log_waiting, seconds=seconds),
-        wait=wait_random_exponential(FIRST_PAUSE, LONGEST_PAUSE),
+        wait=partial(_pause, seconds=seconds),
         reraise=True,
     )
     return again(ask, *arguments, **options)
+
+
+def patience() -> float:
+    """Seconds for which a storage is asked again: ``SAFF_STORAGE_PATIENCE``.
+
+    Raises
+    ------
+    SettingsError
+        If the variable is no number of seconds.
+    """
+    text = os.environ.get(PATIENCE, str(SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise SettingsError(f"{PATIENCE} must be a number of seconds, got {text!r}")
+    return seconds
+
+
+def _pause(state: RetryCallState, seconds: float) -> float:
+    """Seconds until the next try: at random, and what the server asks for if there is time."""
+    pause = wait_random_exponential(FIRST_PAUSE, LONGEST_PAUSE)(state)
+    error = state.outcome.exception() if state.outcome else None
+    wanted = error.wait if isinstance(error, BusyError) else 0.0
+    return max(pause, min(wanted, seconds - (state.seconds_since_start or 0.0)))
 
 
 def _log_waiting(state: RetryCallState, seconds: float) -> None:
@@ -125,8 +156,8 @@ def error_code(error: BaseException) -> str | int:
         response = getattr(one, "response", None)  # of botocore's errors
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
-        status = getattr(one, "status", None)  # of aiohttp's errors
-        if isinstance(status, int):
+        status = getattr(one, "status", None)  # of aiohttp's errors and ours
+        if isinstance(status, int | str) and status:
             return status
         if type(one).__name__ in REFUSE_ADDRESS:
             return BAD_ADDRESS

@@ -3,6 +3,7 @@
 A request that a store refuses for the moment is repeated (:mod:`saff.retries`).
 """
 
+import asyncio
 import contextlib
 import errno
 import glob
@@ -20,10 +21,13 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+from fsspec.asyn import sync as fs_sync
 
-from saff.addresses import is_local, locate, redact, uri_of
-from saff.errors import SaffError, StorageError
+from saff.access import ANYTHING, Access, too_large
+from saff.addresses import S3, WEB, is_local, locate, redact, split_uri, uri_of
+from saff.errors import AddressError, SaffError, StorageError
 from saff.retries import BRIEF, call_with_retries, error_code, retry_limit
+from saff.web import download
 
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 OWN_WORDS = (SaffError, OSError, MemoryError, ValueError, TypeError, LookupError, pa.ArrowException)
@@ -32,33 +36,70 @@ READERS = 16  # small files read at once
 UPLOAD_BYTES = 16 * 2**20  # of a piece of a large object: little is sent again, few are made
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, access: Access = ANYTHING) -> bytes:
     """Read a whole file.
+
+    Parameters
+    ----------
+    uri : str
+        Path or URI; of S3, ``?versionId=`` at its end names a version of an object.
+    access : Access
+        Which addresses may be read, and how much.
 
     Raises
     ------
+    RefusedAddressError
+        If the address may not be read.
+    UnreadableError
+        If the store gives this one file to nobody who asks as we do, however often; no message
+        repeats the signature of an address.
     OSError
-        If it cannot be read; of a signed address the message does not repeat the signature, and its
-        cause is only a code.
+        If it cannot be read now.
     """
+    protocol, _ = split_uri(uri, signed=True)
+    access.refuse_scheme(uri)
+    if protocol in WEB:
+        try:
+            return call_with_retries(download, uri, access)
+        except AddressError as error:
+            raise type(error)(error.reason, error.status, redact(uri)) from None
     fs, path = locate(uri, signed=True)
-    try:
-        data: bytes = with_retries(fs, fs.cat_file, path)
-    except Exception as error:
-        if redact(uri) == uri or isinstance(error, FileNotFoundError | MemoryError):
-            raise
-        cause = error.__cause__ or error  # its text has the signature
-        why = getattr(cause, "message", "") or type(cause).__name__
-        raise OSError(f"no access to {redact(uri)}: {why}") from Refusal(error_code(error))
+    read = _read_object if protocol in S3 else _read_file
+    data: bytes = with_retries(fs, read, fs, path, access)
     return data
 
 
-class Refusal(Exception):
-    """The code of a store's answer, without its words."""
+def _read_file(fs: Any, path: str, access: Access) -> bytes:
+    """Read a file whose size is known before."""
+    size = os.stat(path).st_size if is_local(fs) else (fs.info(path).get("size") or 0)
+    if size > access.largest:
+        raise too_large(access)
+    data: bytes = fs.cat_file(path)
+    return data
 
-    def __init__(self, status: str | int) -> None:
-        super().__init__(str(status))
-        self.status = status
+
+def _read_object(fs: Any, path: str, access: Access) -> bytes:
+    """Read an object of S3 as it arrives, so that size and time are bounded."""
+    data: bytes = fs_sync(fs.loop, _get_object, fs, path, access)
+    return data
+
+
+async def _get_object(fs: Any, path: str, access: Access) -> bytes:
+    bucket, _, key = path.partition("/")
+    key, _, version = key.partition("?versionId=")
+    which = {"VersionId": version} if version else {}
+
+    async def read() -> bytes:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **which)
+        if answer["ContentLength"] > access.largest:
+            raise too_large(access)
+        async with answer["Body"] as body:
+            return bytes(await body.read())
+
+    try:
+        return await asyncio.wait_for(read(), access.seconds)
+    except asyncio.TimeoutError as error:
+        raise TimeoutError(f"the store took longer than {access.seconds:g} s") from error
 
 
 def with_retries(fs: Any, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
