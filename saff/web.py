@@ -142,7 +142,7 @@ async def _ask(url: str, access: Access, whole: bool) -> bytes | str:
     address = _parsed(url)
     proxy = _proxy_of(address)
     if not access.private:
-        await _refuse_private_host(address.host, behind_proxy=proxy is not None)
+        await _refuse_private_host(address.host or "", behind_proxy=proxy is not None)
     session = await _session(public=not access.private and proxy is None)
     async with session.get(address, allow_redirects=False, proxy=proxy) as response:
         if response.status in REDIRECTS:
