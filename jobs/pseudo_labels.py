@@ -22,6 +22,7 @@ from saff.cli.options import (
     PatienceOption,
     RetryOption,
     SourceArgument,
+    TakeOverOption,
     open_source,
     read_config,
     refuse_relative,
@@ -41,6 +42,7 @@ def pseudo_labels(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to do.")] = False,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Label images: pseudo labels as Parquet files, one row for each image."""
     refuse_relative(output)
@@ -60,12 +62,15 @@ def pseudo_labels(
         )
         typer.echo(lines)
         return
-    job = labelling_job(corpus, folder, settings, share=share, patience=60 * patience)
+    job = labelling_job(
+        corpus, folder, settings, share=share, patience=60 * patience, take_over=take_over
+    )
     job.claim()  # one output, one configuration: another one is refused by name
     job.extend_manifest()  # images that the output does not know yet, in new parts
     todo = job.plan(retry_failed=retry_failed)  # parts of the manifest without a part of labels
-    job.map(todo)  # Ray Data: read, decode, label, encode; each task writes its part
-    job.tidy()  # what processes that died have left
+    with job.at_work():  # no other job does the same parts at the same time
+        job.map(todo)  # Ray Data: read, decode, label, encode; each task writes its part
+        job.tidy()  # what processes that died have left
     typer.echo(f"done: {job.plan()}", err=True)
 
 

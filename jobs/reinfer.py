@@ -15,6 +15,7 @@ from saff.cli.options import (
     PartOption,
     PatienceOption,
     RetryOption,
+    TakeOverOption,
     WorkersOption,
     open_source,
     read_config,
@@ -38,6 +39,7 @@ def reinfer(
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Infer masks with a trained network: predictions as Parquet files, one row per image."""
     has_new_images = bool(images or manifest)
@@ -58,12 +60,14 @@ def reinfer(
         restart=restart,
         share=Share.read(part),
         patience=60 * patience,
+        take_over=take_over,
     )
     job.claim()  # one network and one way to ask it: others are refused by name
     job.extend_manifest()  # new images, if there are any
     todo = job.plan(retry_failed=retry_failed)  # parts of the manifest without predictions
-    job.map(todo)  # a pool of workers, each with the network; every task writes its part
-    job.tidy()  # what processes that died have left
+    with job.at_work():  # no other job does the same parts at the same time
+        job.map(todo)  # a pool of workers, each with the network; every task writes its part
+        job.tidy()  # what processes that died have left
     typer.echo(f"done: {job.plan()}", err=True)
 
 

@@ -10,6 +10,7 @@ from saff.cli.options import (
     ConfigOption,
     GpusOption,
     PatienceOption,
+    TakeOverOption,
     WorkersOption,
     read_config,
     refuse_relative,
@@ -31,6 +32,7 @@ def train(
         typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
     ] = False,
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Train a network on pseudo labels; checkpoints, metrics and weights in OUTPUT/network."""
     refuse_relative(output)
@@ -40,7 +42,13 @@ def train(
     if labels.left:
         typer.echo(f"{labels.left:,} images are not labelled yet and not learnt from", err=True)
     results = train_network(  # from the newest checkpoint to the last step
-        folder, settings, workers=workers, gpus=gpus, restart=restart, patience=60 * patience
+        folder,
+        settings,
+        workers=workers,
+        gpus=gpus,
+        restart=restart,
+        patience=60 * patience,
+        take_over=take_over,
     )
     typer.echo(f"done: {settings.steps:,} steps, weights in {results.folder.uri}", err=True)
 

@@ -10,6 +10,7 @@
     OUTPUT/rounds/1/                       network, predictions and labels of an earlier round
     OUTPUT/evaluation/STAGE/               figures against true masks
     OUTPUT/report/index.html
+    OUTPUT/_leases/STAGE/                  which jobs are at work on a stage
 
 A folder of parts holds Parquet files only, but for names that begin with ``_`` or ``.``, which
 readers of Parquet data sets pass over.
@@ -25,6 +26,7 @@ MANIFEST = "manifest"
 RUN = "run.json"
 STAGE_RUN = "_run.json"
 SOURCE = "_source.json"
+LEASES = "_leases"  # of an output: which jobs are at work
 NOTES = ".begun"  # in a folder of parts: a note for each part that is being worked on
 PART_SUFFIX = ".parquet"
 ROUND_LABELS = "labels"  # of a round: its predictions spread, for the next network to learn from
@@ -44,6 +46,7 @@ LEARNABLE = re.compile(rf"{Stage.PSEUDO_LABELS}|rounds/\d+/{ROUND_LABELS}")
 OWN_NAMES = (
     RUN,
     f"{MANIFEST}/",
+    f"{LEASES}/",
     *(f"{stage}/" for stage in Stage),
     "network/",
     "rounds/",
@@ -71,6 +74,11 @@ def evaluation(output: Folder, stage: str) -> Folder:
 def report(output: Folder) -> Folder:
     """Folder of the report."""
     return output / "report"
+
+
+def leases(output: Folder, stage: str) -> Folder:
+    """Folder of the leases on a stage: which jobs are at work on it."""
+    return output / LEASES / stage.replace("/", "-")
 
 
 def run_file(folder: Folder) -> str:

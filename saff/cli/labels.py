@@ -16,6 +16,7 @@ from saff.cli.options import (
     PatienceOption,
     RetryOption,
     SourceArgument,
+    TakeOverOption,
     open_source,
     read_config,
     refuse_relative,
@@ -48,6 +49,7 @@ def label(
     ] = None,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Label images: pseudo labels as Parquet shards.
 
@@ -75,7 +77,9 @@ def label(
         typer.echo(lines)
         return
     typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
-    job = cluster.labelling_job(images_of, folder, chosen, share=share, patience=60 * patience)
+    job = cluster.labelling_job(
+        images_of, folder, chosen, share=share, patience=60 * patience, take_over=take_over
+    )
     done = job.complete(retry_failed=retry_failed)
     typer.echo(f"done: {done}", err=True)
     if done.failed:

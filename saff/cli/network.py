@@ -13,6 +13,7 @@ from saff.cli.options import (
     PartOption,
     PatienceOption,
     RetryOption,
+    TakeOverOption,
     WorkersOption,
     open_source,
     read_config,
@@ -34,6 +35,7 @@ def train(
         typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
     ] = False,
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Train a segmentation network on the pseudo labels of a run.
 
@@ -49,7 +51,13 @@ def train(
     if left := plan_stage(folder).left:
         typer.echo(f"{left:,} images are not labelled yet and not learnt from", err=True)
     results = train_network(
-        folder, chosen, workers=workers, gpus=gpus, restart=restart, patience=60 * patience
+        folder,
+        chosen,
+        workers=workers,
+        gpus=gpus,
+        restart=restart,
+        patience=60 * patience,
+        take_over=take_over,
     )
     typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
 
@@ -72,6 +80,7 @@ def reinfer(
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier predictions.")] = False,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Infer masks with a trained network: for the images of a run, or for new ones.
 
@@ -100,6 +109,7 @@ def reinfer(
         restart=restart,
         share=Share.read(part),
         patience=60 * patience,
+        take_over=take_over,
     )
     done = job.complete(retry_failed=retry_failed)
     typer.echo(f"done: {done}", err=True)

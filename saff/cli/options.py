@@ -82,6 +82,12 @@ PartOption = Annotated[
     typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
 ]
 
+TakeOverOption = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Continue at once the work of another job that is known to be dead."
+    ),
+]
 NetworkOption = Annotated[
     str | None, typer.Option("--network", help="Run whose trained network to ask.")
 ]

@@ -15,6 +15,7 @@ from saff.cli.options import (
     PatienceOption,
     RetryOption,
     SourceArgument,
+    TakeOverOption,
     TruthFormat,
     WorkersOption,
     open_source,
@@ -45,6 +46,7 @@ def run(
         typer.Option("--restart", help="Once labelled, forget earlier networks and predictions."),
     ] = False,
     patience: PatienceOption = MINUTES,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Do everything: label, train a network on the labels, infer with it, measure, report.
 
@@ -62,7 +64,7 @@ def run(
         Folder.at(output),
         chosen,
         rounds=rounds,
-        scale=Scale(workers=workers, gpus=gpus, patience=60 * patience),
+        scale=Scale(workers=workers, gpus=gpus, patience=60 * patience, take_over=take_over),
         truth=truth,
         truth_format=truth_format.value,
         retry_failed=retry_failed,

@@ -114,6 +114,7 @@ def labelling_job(
     *,
     share: Share = WHOLE,
     patience: float = PATIENCE,
+    take_over: bool = False,
 ) -> StageJob:
     """Prepare the job that labels every image of a source; loads the models, starts nothing.
 
@@ -129,6 +130,8 @@ def labelling_job(
         Do this share of the parts; another one than the whole takes in no images.
     patience : float
         Seconds without any part done after which the job ends.
+    take_over : bool
+        Take the lease on the stage from a job that is known to be dead.
 
     Raises
     ------
@@ -145,6 +148,7 @@ def labelling_job(
         source=source,
         share=share,
         patience=patience,
+        take_over=take_over,
     )
 
 
@@ -157,6 +161,7 @@ def label_corpus(
     retry_failed: bool = False,
     share: Share = WHOLE,
     patience: float = PATIENCE,
+    take_over: bool = False,
 ) -> Plan:
     """Label every image of a source that the output does not hold yet.
 
@@ -166,7 +171,7 @@ def label_corpus(
         Where the images come from, as it stands in run.json.
     rows : iterable of dict
         The source's manifest rows.
-    output, config, share, patience
+    output, config, share, patience, take_over
         As for :func:`labelling_job`.
     retry_failed : bool
         Try images again that failed before.
@@ -184,5 +189,5 @@ def label_corpus(
         If nothing was done for too long.
     """
     images = Source(name=source, rows=rows)
-    job = labelling_job(images, output, config, share=share, patience=patience)
+    job = labelling_job(images, output, config, share=share, patience=patience, take_over=take_over)
     return job.complete(retry_failed=retry_failed)

@@ -40,6 +40,13 @@ class Scale:
     """GPUs to train and to infer on."""
     patience: float = PATIENCE
     """Seconds without anything done after which a job ends."""
+    take_over: bool = False
+    """Take the leases on the stages from a job that is known to be dead."""
+
+    @property
+    def of_job(self) -> dict[str, Any]:
+        """Options of every stage."""
+        return {"patience": self.patience, "take_over": self.take_over}
 
     def of_training(self, batch: int) -> dict[str, Any]:
         """Options of a training; refuses what no later stage could have, before the first begins.
@@ -50,15 +57,15 @@ class Scale:
             If GPUs are asked for where there are none, or the numbers do not fit each other.
         """
         workers, on_gpu = training_workers(self.workers, self.gpus, batch)
-        return {"workers": workers, "gpus": workers if on_gpu else 0, "patience": self.patience}
+        return {"workers": workers, "gpus": workers if on_gpu else 0, **self.of_job}
 
     def of_inference(self, batch: int) -> dict[str, Any]:
         """Options of an inference: the GPUs of the training, or all CPUs there are by then."""
         training = self.of_training(batch)
         if training["gpus"]:
-            return {"workers": None, "gpus": training["gpus"], "patience": self.patience}
+            return {"workers": None, "gpus": training["gpus"], **self.of_job}
         workers = max(cpus_available(), training["workers"])
-        return {"workers": workers, "gpus": 0, "patience": self.patience}
+        return {"workers": workers, "gpus": 0, **self.of_job}
 
 
 def run_pipeline(
@@ -127,7 +134,7 @@ def run_pipeline(
     again, patience = retry_failed, scale.patience
     if again and not restart:
         refuse_begun(output)
-    done = label_corpus(source, rows, output, config, retry_failed=again, patience=patience)
+    done = label_corpus(source, rows, output, config, retry_failed=again, **scale.of_job)
     say(f"labelled: {done}")
     if restart:
         forget_rounds(output)
@@ -154,7 +161,7 @@ def run_pipeline(
         say(f"round {number}: {done}; mean IoU with the labels it learnt from {kept:.3f}")
         if number < rounds:
             learnt_from = layout.within(home, ROUND_LABELS)
-            spread_corpus(output, config, stage, learnt_from, retry_failed=again, patience=patience)
+            spread_corpus(output, config, stage, learnt_from, retry_failed=again, **scale.of_job)
     if truth:
         for name in Stage:
             spread = partial(map_parts, patience=patience)

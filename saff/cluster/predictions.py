@@ -117,6 +117,7 @@ def prediction_job(
     restart: bool = False,
     share: Share = WHOLE,
     patience: float = PATIENCE,
+    take_over: bool = False,
 ) -> StageJob:
     """Prepare the job that infers every image of a run, or of a source of new images.
 
@@ -142,6 +143,8 @@ def prediction_job(
         Do this share of the parts; another one than the whole takes in no images.
     patience : float
         Seconds without any part done after which the job ends.
+    take_over : bool
+        Take the lease on the stage from a job that is known to be dead.
 
     Raises
     ------
@@ -180,6 +183,7 @@ def prediction_job(
         source=source,
         share=share,
         patience=patience,
+        take_over=take_over,
     )
 
 

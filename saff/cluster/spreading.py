@@ -69,6 +69,7 @@ def spread_corpus(
     *,
     retry_failed: bool = False,
     patience: float = PATIENCE,
+    take_over: bool = False,
 ) -> Plan:
     """Spread the predictions of a stage over semantic neighbours, into another stage; resumable.
 
@@ -84,6 +85,8 @@ def spread_corpus(
         Try images again that failed before.
     patience : float
         Seconds without any part done after which the job ends.
+    take_over : bool
+        Take the lease on the stage from a job that is known to be dead.
 
     Returns
     -------
@@ -104,5 +107,6 @@ def spread_corpus(
         map_plan=lambda todo, seconds: map_parts(task, todo.parts, patience=seconds),
         claims=[(output / labels, with_digest(content), RESTART)],
         patience=patience,
+        take_over=take_over,
     )
     return job.complete(retry_failed=retry_failed)

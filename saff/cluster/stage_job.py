@@ -1,6 +1,7 @@
 """One stage of a run as a job: claim the output, extend the manifest, plan, map, tidy."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from saff import layout
 from saff.cluster.mapping import count_done
 from saff.cluster.quarantine import tidy
 from saff.cluster.resources import start_ray
+from saff.lease import Lease, leased
 from saff.manifests import extend_manifest
 from saff.plan import WHOLE, Plan, Share, plan_stage, require_manifest
 from saff.progress import PATIENCE
@@ -43,6 +45,8 @@ class StageJob:
         Do this share of the parts; another one than the whole takes in no images.
     patience : float
         Seconds without any part done after which the job ends.
+    take_over : bool
+        Take the lease on the stage from a job that is known to be dead.
     """
 
     output: Folder
@@ -53,6 +57,24 @@ class StageJob:
     source: Source | None = None
     share: Share = WHOLE
     patience: float = PATIENCE
+    take_over: bool = False
+    _leases: list[Lease] = field(default_factory=list, init=False)
+
+    @contextmanager
+    def at_work(self) -> Iterator["StageJob"]:
+        """Hold the lease on the share while the block runs, so that no other job does the same.
+
+        Raises
+        ------
+        SettingsError
+            If another job is at work on some of these parts.
+        """
+        with leased(self.output, self.stage, self.share, take_over=self.take_over) as lease:
+            self._leases.append(lease)
+            try:
+                yield self
+            finally:
+                self._leases.pop()
 
     def claim(self) -> None:
         """Bind the output to what decides its content, or check that it is bound to the same.
@@ -80,7 +102,14 @@ class StageJob:
         """Do the parts of a plan on Ray; each task writes its part, whole or not at all."""
         if todo.parts:
             start_ray()
-            count_done(self.verb, todo, self.map_plan(todo, self.patience))
+            count_done(self.verb, todo, self._while_leased(self.map_plan(todo, self.patience)))
+
+    def _while_leased(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Pass results on until another job takes the stage over, which ends this one."""
+        for result in results:
+            for lease in self._leases:
+                lease.check()
+            yield result
 
     def tidy(self) -> None:
         """Remove what processes that died have left, unless other jobs are at work here."""
@@ -92,8 +121,8 @@ class StageJob:
         """Do all of the above in this order, and return what the stage holds at the end."""
         self.claim()
         self.extend_manifest()
-        todo = self.plan(retry_failed=retry_failed)
-        if todo.parts:
-            self.map(todo)
-            self.tidy()
+        if self.plan(retry_failed=retry_failed).parts:
+            with self.at_work():
+                self.map(self.plan(retry_failed=retry_failed))
+                self.tidy()
         return self.plan()

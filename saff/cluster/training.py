@@ -38,6 +38,7 @@ from saff.cluster.watchdog import stalled
 from saff.config import Training
 from saff.errors import SaffError, StalledError, TrainingError
 from saff.layout import Stage
+from saff.lease import leased
 from saff.progress import PATIENCE, Progress
 from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
@@ -94,6 +95,7 @@ def train_network(
     stage: str = Stage.PSEUDO_LABELS,
     round_folder: str = "",
     patience: float = PATIENCE,
+    take_over: bool = False,
 ) -> NetworkFolder:
     """Train a network on the labels of a run, from its last checkpoint on.
 
@@ -118,6 +120,8 @@ def train_network(
         Folder within the output for ``network/``; default: the output itself.
     patience : float
         Seconds without any step after which the job ends.
+    take_over : bool
+        Take the lease on the network from a job that is known to be dead.
 
     Returns
     -------
@@ -178,7 +182,11 @@ def train_network(
         ),
     )
     try:
-        with showing(board, training.steps, patience):
+        network = layout.within(round_folder, "network")
+        with (
+            leased(output, network, take_over=take_over),
+            showing(board, training.steps, patience),
+        ):
             trainer.fit()
     finally:
         shutil.rmtree(scratch("ray-train") / name, ignore_errors=True)
