@@ -190,6 +190,21 @@ def test_any_map_is_an_array_within_the_limit_or_an_image_error():
         check()
 
 
+def test_thousands_of_mutated_files_of_every_format_end_no_process(tmp_path):
+    """The recorded run of docs/results.md, fifty times smaller and with another seed."""
+    program = Path(__file__).parent / "fuzz_images.py"
+    command = [sys.executable, program, "--files", "2000", "--seed", "7"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0, found
+    assert found["fault_count"] == 0
+    assert sum(found["kinds"].values()) == 2000
+    assert {"read", "truncated", "corrupt", "unsupported", "too_many_pixels"} <= found[
+        "kinds"
+    ].keys()
+    assert 0 < found["most_megabytes"] < 150
+
+
 # Manifests and shards
 
 

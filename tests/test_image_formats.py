@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from image_files import chunk, exif, pillow, png, small_png, tiff
+from image_files import Tiff, box, chunk, exif, pillow, png, small_png, tiff
 from saff.images import ImageError, decode, read_samples
+from saff.images.av1 import find_frame_sizes
 
 HEIGHT, WIDTH = 33, 50
 RNG = np.random.default_rng(11)
@@ -34,10 +35,6 @@ def attempt(file):
 
 
 # ---- What is no picture, or none that is read ----------------------------------------------------
-
-
-def box(name, body=b""):
-    return struct.pack(">I4s", 8 + len(body), name) + body
 
 
 def ftyp(major, *others):
@@ -162,65 +159,6 @@ def test_bands_that_are_no_colours_are_counted(bands, bits, planes):
 
 
 # ---- TIFF: the full picture ----------------------------------------------------------------------
-
-
-class Tiff:
-    """Writes directories one after the other; they may refer to any other, by number."""
-
-    def __init__(self, order="<", big=False):
-        self.order, self.big = order, big
-        self.offset = order + ("Q" if big else "I")
-        version = struct.pack(order + "H", 43 if big else 42)
-        self.data = bytearray(b"II" if order == "<" else b"MM") + version
-        if big:
-            self.data += struct.pack(order + "HH", 8, 0)
-        self.first = len(self.data)
-        self.data += struct.pack(self.offset, 0)
-        self.starts, self.links = [], []
-
-    def put(self, body):
-        at = len(self.data)
-        self.data += body
-        return at
-
-    def directory(self, array, *, following=None, inside=(), **more):
-        """Add a picture with tags ``t254=...``; ``following`` and ``inside`` are numbers."""
-        at = self.put(array.astype(array.dtype.newbyteorder(self.order)).tobytes())
-        height, width, channels = array.shape if array.ndim == 3 else (*array.shape, 1)
-        tags = {256: width, 257: height, 258: (8 * array.itemsize,) * channels, 259: 1}
-        tags |= {262: 2 if channels == 3 else 1, 273: at, 277: channels, 278: height}
-        tags |= {279: array.nbytes} | {int(tag[1:]): value for tag, value in more.items()}
-        tags = {tag: value for tag, value in tags.items() if value is not None}
-        if inside:
-            tags[330] = tuple(0 for _ in inside)
-        field = struct.calcsize(self.offset)
-        kind, code = (16, "Q") if self.big else (4, "I")
-        entries = b""
-        start = None
-        for tag, value in sorted(tags.items()):
-            values = value if isinstance(value, tuple) else (value,)
-            body = struct.pack(f"{self.order}{len(values)}{code}", *values)
-            if len(body) > field:
-                place = self.put(body)
-                body = struct.pack(self.offset, place)
-                if tag == 330:
-                    self.links += [(place + n * field, to) for n, to in enumerate(inside)]
-            elif tag == 330:
-                start = len(entries) + struct.calcsize(self.order + "HH" + self.offset[1])
-            entries += struct.pack(self.order + "HH" + self.offset[1], tag, kind, len(values))
-            entries += body
-        count = struct.pack(self.order + ("Q" if self.big else "H"), len(tags))
-        self.starts.append(self.put(count + entries))
-        if start is not None:
-            self.links.append((self.starts[-1] + len(count) + start, inside[0]))
-        self.links.append((self.put(bytes(field)), following))
-        return self
-
-    def bytes(self, first=0):
-        for place, to in [(self.first, first), *self.links]:
-            where = 0 if to is None else self.starts[to] if to < len(self.starts) else to
-            struct.pack_into(self.offset, self.data, place, where)
-        return bytes(self.data)
 
 
 LAYOUTS = pytest.mark.parametrize(
@@ -748,24 +686,23 @@ def test_jpeg_2000_is_read(name):
         np.testing.assert_array_equal(samples.alpha, alpha)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 12])
+@pytest.mark.parametrize("bits", [1, 2, 4, 7, 9, 12])
 def test_jpeg_2000_of_odd_depths(bits):
     values = (np.arange(HEIGHT * WIDTH) % 2**bits).reshape(HEIGHT, WIDTH)
-    shift = (8 if bits < 8 else 16) - bits  # Pillow writes the upper bits
-    filled = (values << shift).astype(np.uint8 if bits < 8 else np.uint16)
-    file = bytearray(pillow(filled, "JPEG2000"))
-    found = read_samples(bytes(file))
-    assert found.bits == (8 if bits < 8 else 16)
-    header = file.index(b"\xff\x51")
-    precision = header + 40
-    assert file[precision] == filled.itemsize * 8 - 1
-    stored = np.ascontiguousarray(values.astype(filled.dtype))
-    low = bytearray(pillow(stored, "JPEG2000"))
-    low[low.index(b"\xff\x51") + 40] = bits - 1
-    low[low.index(b"ihdr") + 14] = bits - 1
-    samples = read_samples(bytes(low))
-    assert samples.bits == bits
-    assert samples.values.max() < 2**bits
+    whole = 8 if bits < 8 else 16
+    centred = values + 2 ** (whole - 1) - 2 ** (bits - 1)  # as the format stores unsigned samples
+    file = bytearray(pillow(centred.astype(f"u{whole // 8}"), "JPEG2000", no_jp2=True))
+    precision = file.index(b"\xff\x51") + 40
+    assert file[precision] == whole - 1
+    file[precision] = bits - 1
+    samples = read_samples(bytes(file))
+    assert (samples.bits, samples.mode) == (bits, "grey")
+    np.testing.assert_array_equal(samples.values, values)
+    if bits < 8:
+        shown = values * 255 // (2**bits - 1)
+    else:  # filled up to 16 bit by zeros, then rounded
+        shown = np.round((values << 16 - bits) / 257)
+    np.testing.assert_array_equal(decode(bytes(file))[..., 0], shown)
 
 
 @pytest.mark.parametrize("name", ["avif", "heic", "jpeg 2000", "code stream"])
@@ -798,6 +735,83 @@ def test_the_announced_size_is_checked_before_newer_formats_are_decoded(name):
         at = large.index(b"ispe") + 8
         large[at : at + 8] = struct.pack(">II", 60_000, 60_000)
     assert refusal(bytes(large))[0] == "too_many_pixels"
+
+
+class Bits:
+    """Writes numbers of any number of bits."""
+
+    def __init__(self):
+        self.text = ""
+
+    def put(self, *pairs):
+        for value, count in pairs:
+            self.text += f"{value:0{count}b}"[-count:] if count else ""
+        return self
+
+    def bytes(self):
+        text = self.text + "0" * (-len(self.text) % 8)
+        return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def sequence_header(width, height, timing=False, model=False, points=1, delays=False):
+    """The open bitstream unit that opens AV1 data, by the syntax of its standard."""
+    bits = Bits().put((0, 3), (1, 1), (0, 1), (timing, 1))
+    if timing:
+        bits.put((1, 32), (30, 32), (1, 1), (0b00101, 5))  # one picture takes 4 ticks: 00 1 01
+        bits.put((model, 1))
+        if model:
+            bits.put((9, 5), (1, 32), (9, 5), (9, 5))
+    bits.put((delays, 1), (points - 1, 5))
+    for point in range(points):
+        level = 5 if point % 2 else 13
+        bits.put((point, 12), (level, 5), *([(1, 1)] if level > 7 else []))
+        if timing and model:
+            bits.put((1, 1), (7, 10), (7, 10), (0, 1))
+        if delays:
+            bits.put((1, 1), (3, 4))
+    bits.put((15, 4), (15, 4), (width - 1, 16), (height - 1, 16), (0x55, 8))
+    body = bits.bytes()
+    return bytes([0x0A, len(body)]) + body
+
+
+@pytest.mark.parametrize("timing", [False, True])
+@pytest.mark.parametrize("model", [False, True])
+@pytest.mark.parametrize("points", [1, 4])
+@pytest.mark.parametrize("delays", [False, True])
+def test_the_size_of_av1_frames_is_found_behind_every_option(timing, model, points, delays):
+    unit = sequence_header(40_001, 333, timing, model, points, delays)
+    assert list(find_frame_sizes(b"\x12\0" + unit + b"\x16\x20\1x" + unit)) == [(40_001, 333)] * 2
+
+
+def test_av1_data_that_is_no_such_thing_ends():
+    assert list(find_frame_sizes(b"")) == []
+    assert list(find_frame_sizes(b"\x12\0" * 30_000)) == []  # more units than are looked at
+    assert list(find_frame_sizes(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff")) == [(1, 1)]
+
+
+@pytest.mark.parametrize("animated", [False, True])
+def test_an_avif_file_of_larger_frames_than_announced_is_refused(animated):
+    frames = [PIL.Image.new("RGB", (2000, 1500), colour) for colour in ("red", "blue")]
+    more = {"save_all": True, "append_images": frames[1:]} if animated else {}
+    file = bytearray(pillow(frames[0], "AVIF", speed=10, **more))
+    at = -1
+    while (at := file.find(b"ispe", at + 1)) >= 0:
+        file[at + 8 : at + 16] = struct.pack(">II", 64, 64)
+    at = -1
+    while (at := file.find(b"tkhd", at + 1)) >= 0:
+        size = struct.unpack_from(">I", file, at - 4)[0]
+        file[at - 4 + size - 8 : at - 4 + size] = struct.pack(">II", 64 << 16, 64 << 16)
+    kind, message = refusal(bytes(file), max_pixels=10_000)
+    assert kind == "too_many_pixels"
+    assert message.startswith("image announces a piece of 2000 x 1500 pixels; expected at most ")
+
+
+def test_a_heic_file_of_larger_frames_than_announced_is_refused():
+    file = bytearray(heic(np.zeros((1500, 2000, 3), np.uint8)))
+    at = -1
+    while (at := file.find(b"ispe", at + 1)) >= 0:
+        file[at + 8 : at + 16] = struct.pack(">II", 64, 64)
+    assert refusal(bytes(file), max_pixels=10_000)[0] in ("corrupt", "too_many_pixels")
 
 
 def test_masks_are_not_read_from_lossy_containers():

@@ -1,7 +1,9 @@
 """Files made of boxes, each with its length and name: AVIF and HEIC."""
 
+import contextlib
 import importlib.util
 import io
+import math
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import PIL.Image
 from PIL import AvifImagePlugin
 
+from saff.images.av1 import find_frame_sizes
 from saff.images.blame import blame
 from saff.images.file import PictureFile, check_size, truncated, unsupported
 
@@ -51,7 +54,9 @@ def read_avif(data: bytes) -> PictureFile:
     """Find sizes; hide EXIF, of which Pillow might warn and which AVIF overrules."""
     if not AvifImagePlugin.SUPPORTED:
         raise unsupported("an AVIF file", "a Pillow that reads AVIF (install pillow>=11.3)")
-    return _read_container("AVIF", data)
+    file = _read_container("AVIF", data)
+    frames = (size for sample in _find_samples(data) for size in find_frame_sizes(sample))
+    return file._replace(block=max([file.block, *frames], key=math.prod))
 
 
 def read_heic(data: bytes) -> PictureFile:
@@ -83,6 +88,8 @@ def decode_heic(data: bytes, max_pixels: int) -> PIL.Image.Image:
     width, height = picture.size
     check_size(width, height, max_pixels)
     pixels, stride = picture.data, picture.stride
+    width, height = picture.size  # may be another once it is decoded
+    check_size(width, height, max_pixels)
     return PIL.Image.frombytes(picture.mode, picture.size, pixels, "raw", picture.mode, stride)
 
 
@@ -96,7 +103,7 @@ def _read_container(name: str, data: bytes) -> PictureFile:
         if box.name not in (b"meta", b"moov"):
             continue
         sizes = _find_sizes(data, box)
-        largest = max([largest, *sizes], key=lambda size: size[0] * size[1])
+        largest = max([largest, *sizes], key=math.prod)
         body = data[box.start : box.end]
         visible[box.start : box.end] = body.replace(b"Exif", b"none")
     if largest == (0, 0):
@@ -119,3 +126,58 @@ def _find_sizes(data: bytes, box: Box) -> Iterator[tuple[int, int]]:
         if at + size - 8 <= end and size >= 92:
             width, height = struct.unpack_from(">II", data, at + size - 16)
             yield width >> 16, height >> 16
+
+
+def _find_samples(data: bytes) -> Iterator[bytes]:
+    """Give the data of all items (``iloc``), and from the first chunk of tracks (``stco``)."""
+    for box in walk_boxes(data):
+        if box.name == b"meta":
+            yield from _find_items(data[box.start : box.end], data)
+        elif box.name == b"moov":
+            body = data[box.start : box.end]
+            for name, code in ((b"stco", ">I"), (b"co64", ">Q")):
+                at = body.find(name)
+                if at >= 0 and at + 20 <= len(body):
+                    (start,) = struct.unpack_from(code, body, at + 12)
+                    yield data[start:]
+
+
+def _find_items(meta: bytes, data: bytes) -> Iterator[bytes]:
+    inside = meta[meta.find(b"idat") + 4 :]
+    left = 4 * len(data)  # items may share their bytes
+    at = -1
+    while (at := meta.find(b"iloc", at + 1)) >= 0:
+        with contextlib.suppress(IndexError, struct.error):  # the word may be part of a text
+            for method, extents in _read_item_places(meta[at + 4 :]):
+                source = inside if method == 1 else data
+                pieces = [source[start:][: length or None] for start, length in extents]
+                left -= sum(map(len, pieces))
+                if left < 0:
+                    return
+                yield b"".join(pieces)
+
+
+def _read_item_places(body: bytes) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Give for each item where offsets count from, and start and length of its pieces."""
+    version, sizes = body[0], struct.unpack_from(">H", body, 4)[0]
+    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    index_size = sizes & 15 if version else 0
+    position = 6
+
+    def take(size: int) -> int:
+        nonlocal position
+        position += size
+        if position > len(body):
+            raise IndexError(position)
+        return int.from_bytes(body[position - size : position], "big")
+
+    for _ in range(take(4 if version > 1 else 2)):
+        take(4 if version > 1 else 2)  # its number
+        method = take(2) & 15 if version else 0
+        take(2)  # the file that holds it
+        base = take(base_size)
+        extents = []
+        for _ in range(take(2)):
+            take(index_size)
+            extents.append((base + take(offset_size), take(length_size)))
+        yield method, extents

@@ -10,7 +10,7 @@ from saff.images.file import PictureFile, corrupt, truncated, unsupported
 
 _SOC, _SIZ, _COD, _COC, _SOT, _SOD = 0xFF4F, 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93
 _EOC = b"\xff\xd9"
-_MOST_TILES = 16_384
+_MOST_TILES = 8192
 """OpenJPEG takes some 9 kB for each."""
 _FEWEST_SAMPLES = 64
 """Samples per code block or precinct, of which each takes OpenJPEG some 200 bytes."""
@@ -35,7 +35,7 @@ def read_jpeg_2000(data: bytes) -> PictureFile:
     (components,) = struct.unpack_from(">H", data, start + 40)
     if not 1 <= components <= 4:
         raise unsupported(f"a JPEG 2000 file of {components} components", "1 to 4 components")
-    if not tile_width or not tile_height or right < tile_left or bottom < tile_top:
+    if not tile_width or not tile_height or right <= tile_left or bottom <= tile_top:
         raise corrupt("JPEG 2000", "its tiles do not fit its size")
     tiles = -(-(right - tile_left) // tile_width), -(-(bottom - tile_top) // tile_height)
     if tiles[0] * tiles[1] > _MOST_TILES:
