@@ -9,6 +9,7 @@ from skimage import data
 from saff import config, images
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Config
+from saff.errors import printable
 from saff.picture_export import export_pictures
 from saff.pictures import What
 from saff.sources import list_images
@@ -50,7 +51,11 @@ def run(output: Path) -> None:
     drawn: tuple[What, ...] = ("mask", "overlay", "cutout")
     for what in drawn:
         for stage, home in (("pseudo_labels", output), ("predictions", output / "network")):
-            export_pictures(folder, Folder.at(str(home / what)), what, stage, overwrite=True)
+            to = Folder.at(str(home / what))
+            summary = export_pictures(folder, to, what, stage)
+            if not summary.complete:
+                for line in summary.lines(to.uri):
+                    typer.echo(printable(line), err=True)
     typer.echo(f"{len(PHOTOGRAPHS)} photographs. Look at")
     typer.echo(f"  {page}")
     typer.echo(f"  {output / 'overlay'}, {output / 'mask'} and {output / 'cutout'}: pseudo labels")

@@ -82,6 +82,19 @@ def inputs_of(output: Folder, stage: str) -> Iterator[str]:
             yield from (uri for uri in read_column(folder, name, "uri") if uri)
 
 
+def is_among_images(output: Folder, place: str) -> bool:
+    """Whether a folder lies in the one whose files are the run's images, but not in its output.
+
+    A file that is written there is an image to label the next time that the folder is listed.
+    """
+    source = str(read_run(output).get("source", ""))
+    if not source or source.startswith(OF_MANIFEST):
+        return False
+    names = FileNames()
+    images, own, target = (f"{names.of_folder(uri)}/" for uri in (source, output.uri, place))
+    return target.startswith(images) and not target.startswith(own)
+
+
 def is_same_file(one: str, other: str) -> bool:
     """Whether two paths or URIs are one file, also by a link or by a name in another case."""
     names = FileNames()

@@ -3,8 +3,11 @@
 import errno
 import hashlib
 import os
+import threading
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import Future, TimeoutError as FutureTimeout
+from contextvars import copy_context
 from urllib.parse import urlsplit
 
 from saff import images
@@ -16,6 +19,7 @@ from saff.storage import NO_FILE, read_bytes
 
 LARGEST_FILE = 2 * 2**30  # bytes; nothing larger was labelled
 SECONDS_LOST = 3 * BRIEF  # waiting for a server that gives no answer, before it is given up
+DEADLINE = 60.0  # seconds that one photograph may take from a server
 GONE = (  # what a local file system says of one path, not of the disk
     errno.ENOENT,
     errno.ENOTDIR,
@@ -31,9 +35,9 @@ GONE = (  # what a local file system says of one path, not of the disk
 class Photographs:
     """Reads the photographs of stored rows and counts those that cannot be shown any more.
 
-    No photograph keeps the others from being read.  A server that fails is waited for for ten
-    seconds, then each of its photographs is requested once, and a server that gives no answer for
-    thirty seconds in all is not asked again.
+    No photograph keeps the others from being read.  A server that fails is given ten seconds, then
+    each of its photographs is requested once, for at most a minute.  A server that has given no
+    answer for thirty seconds in all is not asked again.
 
     Attributes
     ----------
@@ -95,7 +99,7 @@ class Photographs:
         start = time.monotonic()
         try:
             with retry_limit(0 if self._failing[server] else BRIEF):
-                data = _read_small(uri)
+                data = _read_in_time(uri) if server else _read_small(uri)
         except ValueError:  # an address that is none, or that may not be used
             self.gone += 1
         except OSError as error:
@@ -122,6 +126,31 @@ def _read_small(uri: str) -> bytes | None:
     if is_local(fs) and os.stat(path).st_size > LARGEST_FILE:
         return None
     return read_bytes(uri)
+
+
+def _read_in_time(uri: str) -> bytes | None:
+    """Read a file of a server, which may accept a request and then say nothing.
+
+    Raises
+    ------
+    TimeoutError
+        If it takes longer than ``DEADLINE`` seconds.
+    """
+    found: Future[bytes | None] = Future()
+    context = copy_context()  # holds the limit on repetitions
+
+    def read() -> None:
+        try:
+            found.set_result(context.run(_read_small, uri))
+        except BaseException as error:
+            found.set_exception(error)
+
+    # a daemon, so that the program can end while the server still says nothing
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        return found.result(DEADLINE)
+    except FutureTimeout as error:
+        raise TimeoutError(f"no whole answer within {DEADLINE:.0f} seconds") from error
 
 
 def _server_of(uri: str) -> str:

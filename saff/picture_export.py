@@ -20,12 +20,14 @@ from saff.ids import is_safe_id
 from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
 from saff.photographs import Photographs
 from saff.pictures import What, encode_picture, needs_image, picture, picture_format
+from saff.retries import BAD_ADDRESS, error_code
 from saff.rows import decode_map, rows_of
 from saff.shards import Row
 from saff.storage import Folder, as_storage_error, with_brief_retries
 
 LISTED = 20  # images that are named where a file could not be written
 FAILURES = 3  # uploads that fail one after the other, before the store is at fault
+OF_ONE_KEY = ("KeyTooLongError", BAD_ADDRESS)  # what an object store says of one name
 STANDARD = "-"  # standard input or output, as a file name
 THERE_ALREADY = "a file with another content is there; --overwrite replaces it"
 OF_ONE_NAME = (  # what a file system says of one path, not of the disk
@@ -87,7 +89,9 @@ class ExportSummary:
             f"{self.not_written:,} could not be written" if self.not_written else "",
         )
         why = ", ".join(filter(None, counts))
-        total = f"{self.written:,} files in {to}; {self.left_out:,} images left out"
+        files = "file" if self.written == 1 else "files"
+        images = "image" if self.left_out == 1 else "images"
+        total = f"{self.written:,} {files} in {to}; {self.left_out:,} {images} left out"
         yield f"{total}: {why}" if why else total
 
 
@@ -194,6 +198,7 @@ def export_pictures(
                 summary.refuse(image_id, reason)
             else:
                 summary.written += 1
+    folder.close()
     return summary
 
 
@@ -224,7 +229,9 @@ class _PictureFolder:
     def __init__(self, to: Folder, *, overwrite: bool) -> None:
         self.to, self.overwrite = to, overwrite
         self._written: set[Inode | None] = set()
+        self._uploaded = False
         self._failures = 0  # uploads that failed, one after the other
+        self._failure: StorageError | None = None
         if is_local(to.fs):
             with as_storage_error(to.path):
                 os.makedirs(to.path, exist_ok=True)
@@ -268,12 +275,20 @@ class _PictureFolder:
         except StorageError as error:
             if isinstance(error.__cause__, FileExistsError):
                 return THERE_ALREADY
-            self._failures += 1
-            if isinstance(error.__cause__, PermissionError) or self._failures == FAILURES:
+            cause = error.__cause__
+            if cause is not None and error_code(cause) in OF_ONE_KEY:
+                return str(cause)
+            self._failures, self._failure = self._failures + 1, error
+            if isinstance(cause, PermissionError) or self._failures == FAILURES:
                 raise
             return str(error)
-        self._failures = 0
+        self._uploaded, self._failures = True, 0
         return ""
+
+    def close(self) -> None:
+        """Raise what the store has refused if it has taken nothing at all."""
+        if self._failure is not None and not self._uploaded:
+            raise self._failure
 
 
 def _why_not(error: Exception, folder: str, path: str) -> str:
@@ -316,11 +331,11 @@ def check_target(target: str, source: str, what: What) -> str:
     """
     if target == STANDARD:
         return "PNG"
-    file_format = picture_format(target, what)
     if source != STANDARD and is_same_file(target, source):
         raise SettingsError(
             f"{target} is the photograph itself, which would be lost; name another file"
         )
+    file_format = picture_format(target, what)
     folder = os.path.dirname(os.path.abspath(target))
     if os.path.isdir(target) or not os.access(folder, os.W_OK):
         raise SettingsError(f"cannot write {target}: name a file in a folder that is there")

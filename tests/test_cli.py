@@ -413,6 +413,9 @@ def test_export_refuses_to_write_over_the_photographs(call, label_folder, corpus
         text = refusal(call("export", output.path, "--to", photos, *more))
         assert "would be written over" in text
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+    note = f"note: {photos}/masks lies among the images; saff label would label its files, too"
+    code, _, err = call("export", output.path, "--to", photos / "masks")
+    assert (code, err.splitlines()[0]) == (0, note)
 
 
 def test_names_of_strangers_in_an_export_cannot_steer_a_terminal(call, tmp_path):

@@ -1,10 +1,11 @@
 import os
+import shutil
 import unicodedata
 
 import pytest
 
 from saff.errors import SettingsError
-from saff.overwriting import is_same_file, refuse_inputs
+from saff.overwriting import is_among_images, is_same_file, refuse_inputs
 from saff.storage import Folder
 from stored_runs import STAGE, a_run, failed, labelled
 
@@ -149,6 +150,19 @@ def test_targets_that_exist_and_are_no_inputs_are_no_hindrance(tmp_path):
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "cat.png").write_bytes(b"an earlier export")
     refuse(output, tmp_path / "to" / "cat.png")
+
+
+def test_a_place_among_the_images_is_known(tmp_path, label_folder, corpus):
+    photos = tmp_path / "photos"
+    shutil.copytree(corpus, photos)
+    output = label_folder(photos, photos / "run")
+    (tmp_path / "link").symlink_to(photos)
+    for place in ("photos", "photos/masks", "photos/nested", "link/new", "photos/run/../masks"):
+        assert is_among_images(output, f"{tmp_path}/{place}"), place
+    for place in ("masks", "photos2", "photos/run/masks", "link/run/masks", "photos/run"):
+        assert not is_among_images(output, f"{tmp_path}/{place}"), place
+    output.write("run.json", b'{"source": "manifest %s"}' % bytes(photos))
+    assert not is_among_images(output, f"{photos}/masks")
 
 
 def test_two_names_of_one_file(tmp_path):

@@ -1,8 +1,10 @@
+import contextlib
 import hashlib
 import http.server
 import os
 import socketserver
 import threading
+import time
 from collections import Counter
 from typing import ClassVar
 
@@ -20,11 +22,23 @@ class Server(http.server.BaseHTTPRequestHandler):
     """A web server whose address says how it answers."""
 
     asked: ClassVar[Counter[str]] = Counter()
+    released: ClassVar[threading.Event] = threading.Event()  # ends the answers that do not end
 
     def do_GET(self):
         kind = self.path.strip("/").split("/")[0]
         self.asked[kind] += 1
         if kind == "silent":
+            self.close_connection = True
+        elif kind == "hang":
+            self.released.wait(30)
+            self.close_connection = True
+        elif kind == "drip":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.released.wait(0.05):
+                    self.wfile.write(b"x")
             self.close_connection = True
         elif kind == "circle":
             self.send_response(302)
@@ -46,10 +60,12 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def web():
     Server.asked.clear()
+    Server.released.clear()
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Server) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.02])
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
+        Server.released.set()
         server.shutdown()
         thread.join()
 
@@ -137,6 +153,19 @@ def test_a_server_that_is_down_costs_a_bounded_number_of_requests(web, monkeypat
     assert photographs.read(row(f"{web}/same/a.jpg")) is None  # given up
     assert Server.asked["same"] == 0
     assert counts_of(photographs) == (0, 0, 41)
+
+
+@pytest.mark.parametrize("kind", ["hang", "drip"])
+def test_an_answer_that_does_not_end_is_waited_for_once(web, monkeypatch, kind):
+    monkeypatch.setattr("saff.photographs.DEADLINE", 1.0)
+    monkeypatch.setattr("saff.photographs.SECONDS_LOST", 1.0)
+    photographs = Photographs()
+    start = time.monotonic()
+    for number in range(10):
+        assert photographs.read(row(f"{web}/{kind}/{number}.jpg")) is None
+    assert 1 <= time.monotonic() - start < 5
+    assert counts_of(photographs) == (0, 0, 10)
+    assert Server.asked[kind] == 1
 
 
 def test_one_photograph_between_failures_keeps_a_server(web):

@@ -309,7 +309,7 @@ def test_an_image_that_changed_or_went_is_left_out_of_pictures_of_it(tmp_path, w
     summary = export(output, tmp_path / "to", what)
     assert files_below(tmp_path / "to") == ["same.png"]
     assert list(summary.lines("to")) == [
-        "1 files in to; 4 images left out: 1 failed in the run, 2 photographs are gone, "
+        "1 file in to; 4 images left out: 1 failed in the run, 2 photographs are gone, "
         "1 photograph has changed"
     ]
     assert summary.complete  # the same command would find no more
@@ -395,6 +395,20 @@ def test_photographs_in_an_object_store_are_not_written_over(tmp_path, bucket, s
 
 
 @pytest.mark.s3
-def test_a_bucket_that_is_none_is_named(finished, s3_user):
+def test_a_store_that_refuses_everything_ends_the_export(finished, s3_user, bucket):
     with pytest.raises(StorageError, match="no access to s3://no-such-bucket-at-all/to"):
         export(finished, "s3://no-such-bucket-at-all/to")
+    s3_user(AWS_SECRET_ACCESS_KEY="wrong")
+    with pytest.raises(StorageError, match=rf"no access to {bucket}/to.*check the credentials"):
+        export(finished, f"{bucket}/to")
+
+
+@pytest.mark.s3
+def test_a_key_that_is_too_long_does_not_stop_the_rest(tmp_path, bucket, s3_other):
+    long = f"{'n' * 252}.jp"  # this server keeps its objects as files
+    rows = [labelled(tmp_path, image_id) for image_id in (long, "a.jpg", "b.jpg")]
+    summary = export(a_run(tmp_path, rows), f"{bucket}/to")
+    assert [image_id for image_id, _ in summary.reasons] == [long]
+    assert (summary.written, summary.complete) == (2, False)
+    for name in ("a.png", "b.png"):
+        assert decode_png(s3_other.cat_file(f"{bucket}/to/{name}")).shape == SHAPE

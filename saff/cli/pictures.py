@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from saff import picture_export
+from saff import overwriting, picture_export
 from saff.cli.options import ConfigOption, NetworkOption, Output, StageOption, What, read_config
 from saff.errors import SettingsError, printable
 from saff.layout import Stage
@@ -70,10 +70,13 @@ def export(
     Nothing that the run was made from is written over. Exit code 1 if a file could not be written
     or a photograph could not be reached; the others are written.
     """
-    folder = Folder.at(to)
+    run, folder = Folder.at(output), Folder.at(to)
     summary = picture_export.export_pictures(
-        Folder.at(output), folder, what.value, stage.value, overwrite=overwrite
+        run, folder, what.value, stage.value, overwrite=overwrite
     )
+    if overwriting.is_among_images(run, folder.uri):
+        note = f"note: {folder.uri} lies among the images; saff label would label its files, too"
+        typer.echo(printable(note), err=True)
     for line in summary.lines(folder.uri):
         typer.echo(printable(line), err=True)
     if not summary.complete:
