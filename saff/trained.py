@@ -33,7 +33,8 @@ from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
 from saff.shards import Row
 from saff.storage import Folder, with_brief_retries
-from saff.training import Metrics, State, from_bytes, to_bytes
+from saff.training import from_bytes, to_bytes
+from saff.training_loop import Metrics, State
 
 COLUMNS = ("step", "loss", "accuracy", "learning_rate", "gradient_norm", "samples", "seconds")
 WEIGHTS = "weights.pt"

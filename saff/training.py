@@ -1,4 +1,4 @@
-"""The training loop: a network, batches and settings in; weights out.  Section 4.2 of the paper.
+"""Training on pseudo labels: network, batches and settings in, weights out; paper, section 4.2.
 
 It runs without Ray, on one process or as one of several that ``torch.distributed`` joins: the loss
 is divided by what the batch holds over all workers, so the same batch gives the same step however
@@ -6,12 +6,10 @@ it is split.
 """
 
 import contextlib
-import copy
 import io
-import math
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import fields
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -27,32 +25,10 @@ from saff.metrics import HALF
 from saff.network import Network
 from saff.network.dropout import set_keys
 from saff.samples import Batch
+from saff.training_loop import Loop, Metrics, Schedule, State, ema_keep, poly_learning_rate
 
 MOST_EMPTY = 10  # steps
 MIXED = 0.5  # of a cell's pixels that must be valid and sure for the cell to count
-Metrics = dict[str, float]
-
-
-@dataclass(slots=True)
-class State:
-    """Everything that a training continues from.
-
-    Attributes
-    ----------
-    step : int
-        Steps done.
-    network, optimiser, average : dict
-        State dicts; ``average`` holds the running average of the floating-point entries.
-    """
-
-    step: int
-    network: dict[str, Tensor]
-    optimiser: dict[str, Any]
-    average: dict[str, Tensor]
-
-    def weights(self) -> dict[str, Tensor]:
-        """State dict of the network that training is for: the averaged one, if it averages."""
-        return {**self.network, **self.average}
 
 
 def train(
@@ -99,65 +75,39 @@ def train(
     """
     device = torch.device(device)
     bare = cast(Network, getattr(network, "module", network))
-    optimiser = make_optimiser(bare, training)
-    average = (
-        {k: v.clone() for k, v in floats(bare.state_dict()).items()} if training.ema_decay else {}
-    )
-    start = 0
-    if state is not None:
-        start = state.step
-        bare.load_state_dict(state.network)
-        optimiser.load_state_dict(state.optimiser)
-        average = {name: value.to(device) for name, value in state.average.items()}
-    network.train()
     low_precision = training.bfloat16 and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    began = time.perf_counter()
     empty = 0  # steps in a row in which no pixel counted
-    step = start
-    for step, batch in enumerate(batches, start=start + 1):
-        rate = poly_learning_rate(
-            step - 1, training.steps, training.learning_rate, training.poly_power
-        )
-        factor = rate / training.learning_rate * min(1.0, step / (training.warmup_steps + 1))
-        for group in optimiser.param_groups:
-            group["lr"] = group["base"] * factor
-        optimiser.zero_grad(set_to_none=True)
+
+    def step_gradients(batch: Batch) -> Metrics:
+        nonlocal empty
         with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
             figures = gradients(network, bare, batch, training, device)
-        norm = gradient_norm(bare)
-        if not math.isfinite(figures.loss) or not math.isfinite(norm):
-            raise TrainingError(
-                f"the loss is {figures.loss} and the gradient {norm} at step {step}; set a lower "
-                f"training.learning_rate (it is {training.learning_rate:g}); the last "
-                "checkpoint stays"
-            )
         empty = 0 if figures.cells else empty + 1
         if empty == MOST_EMPTY:
             raise TrainingError(
-                f"no pixel had a label in the {empty} steps before step {step}: the images are "
-                "gone or have changed since they were labelled, or training.ignore_margin is too "
-                "large"
+                f"no pixel had a label in the {empty} steps before step {loop.step + 1}: the "
+                "images are gone or have changed since they were labelled, or "
+                "training.ignore_margin is too large"
             )
-        optimiser.step()
-        update_average(average, bare, training.ema_decay, step)
-        now = time.perf_counter()
+        return {
+            "loss": figures.loss,
+            "accuracy": figures.accuracy,
+            "samples": figures.samples,
+        }
+
+    schedule = make_schedule(training)
+    optimiser = make_optimiser(bare, training)
+    loop = Loop(bare, optimiser, step_gradients, schedule, state)
+    network.train()
+    for metrics in loop.steps(batches):
+        step = loop.step
         if on_step:
-            on_step(
-                {
-                    "step": step,
-                    "loss": figures.loss,
-                    "accuracy": figures.accuracy,
-                    "learning_rate": training.learning_rate * factor,
-                    "gradient_norm": norm,
-                    "samples": figures.samples,
-                    "seconds": now - began,
-                }
-            )
-        began = now
+            rate = training.learning_rate * schedule.rate_factor(step - 1)
+            on_step({**metrics, "learning_rate": rate})
         due = step % training.checkpoint_interval == 0 or step == training.steps
         if on_checkpoint and due:
-            on_checkpoint(snapshot(step, bare, optimiser, average))
-    return snapshot(step, bare, optimiser, average)
+            on_checkpoint(loop.state())
+    return loop.state()
 
 
 # One step
@@ -231,7 +181,7 @@ def reduce_labels(
     size : tuple of int
         (h, w) of the map.
     training : Training
-        ``labels`` and ``doubt``.
+        ``targets`` and ``ignore_margin``.
 
     Returns
     -------
@@ -276,13 +226,20 @@ def summed_loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
 # Optimiser
 
 
-def poly_learning_rate(step: int, steps: int, base: float, power: float = 0.9) -> float:
-    """Give the rate of a step: ``base * (1 - step / steps) ** power``.
+def make_schedule(training: Training) -> Schedule:
+    """Rates that rise in the first steps and then fall as a polynomial; the average's decay."""
 
-    >>> poly_learning_rate(0, 100, 0.5), round(poly_learning_rate(50, 100, 1.0), 4)
-    (0.5, 0.5359)
-    """
-    return float(base * (1 - step / steps) ** power)
+    def rate_factor(done: int) -> float:
+        base = training.learning_rate
+        rate = poly_learning_rate(done, training.steps, base, training.poly_power)
+        return rate / base * min(1.0, (done + 1) / (training.warmup_steps + 1))
+
+    return Schedule(
+        rate_factor,
+        partial(ema_keep, training.ema_decay) if training.ema_decay else None,
+        f"set a lower training.learning_rate (it is {training.learning_rate:g}); the last "
+        "checkpoint stays",
+    )
 
 
 def make_optimiser(network: Network, training: Training) -> torch.optim.Optimizer:
@@ -313,61 +270,18 @@ def parameter_groups(network: Network, training: Training) -> list[dict[str, Any
             rate *= training.bias_learning_rate_factor if is_bias else 1.0
             decay = 0.0 if is_bias else training.weight_decay
             if parameters:
-                groups.append(
-                    {"params": parameters, "lr": rate, "base": rate, "weight_decay": decay}
-                )
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return groups
 
 
-def gradient_norm(network: nn.Module) -> float:
-    """Euclidean norm of all gradients together."""
-    found = [p.grad for p in network.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(found))
-
-
-# State
-
-
-def floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Entries of a state dict that can be averaged."""
-    return {name: value for name, value in state.items() if value.is_floating_point()}
-
-
-@torch.no_grad()
-def update_average(average: dict[str, Tensor], network: nn.Module, decay: float, step: int) -> None:
-    """Move the running average of the weights; the first steps forget faster."""
-    if average:
-        keep = min(decay, step / (step + 9))
-        for name, value in floats(network.state_dict()).items():
-            average[name].lerp_(value, 1 - keep)
-
-
-def snapshot(
-    step: int,
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> State:
-    """Copy everything that training continues from to the CPU."""
-    return State(
-        step,
-        {k: v.detach().cpu().clone() for k, v in network.state_dict().items()},
-        copy.deepcopy(optimiser.state_dict()),  # its tensors are those that the next step changes
-        {k: v.detach().cpu().clone() for k, v in average.items()},
-    )
+# Checkpoints
 
 
 def to_bytes(state: State, identity: str) -> bytes:
     """Write a checkpoint: tensors, numbers and text only."""
-    content = {
-        "identity": identity,
-        "step": state.step,
-        "network": state.network,
-        "optimiser": state.optimiser,
-        "average": state.average,
-    }
     stream = io.BytesIO()
-    torch.save(content, stream)
+    content = {field.name: getattr(state, field.name) for field in fields(state)}
+    torch.save({"identity": identity, **content}, stream)
     return stream.getvalue()
 
 

@@ -14,7 +14,7 @@ from saff.errors import SettingsError, WeightsError
 from saff.images import encode_png
 from saff.modelfile import pack, parse, read_model, shipped
 
-QUICK = EdgeFitting(steps=3, batch=2, crop=64, warmup=1)
+QUICK = EdgeFitting(steps=3, batch_size=2, crop_size=64, warmup_steps=1)
 
 
 @pytest.fixture(scope="module")

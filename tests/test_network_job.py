@@ -27,7 +27,7 @@ from saff.cluster.predictions import PredictPart, encode_prediction, predict_cor
 from saff.cluster.resources import training_workers
 from saff.cluster.training import Feed, train_network
 from saff.config import Inference, Training
-from saff.errors import SettingsError
+from saff.errors import SettingsError, TrainingError
 from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.labeling import spread_map
@@ -38,7 +38,6 @@ from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.sources import list_images
 from saff.storage import Folder
 from saff.trained import load_trained
-from saff.training import TrainingError
 from saff.verification import verify
 from test_job import nodes
 

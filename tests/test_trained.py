@@ -7,11 +7,11 @@ import torch
 
 from saff import trained
 from saff.config import Training
-from saff.errors import SettingsError, StorageError, WeightsError
+from saff.errors import SettingsError, StorageError, TrainingError, WeightsError
 from saff.samples import open_corpus
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, state_digest
-from saff.training import State, TrainingError
+from saff.training_loop import State
 
 TRAINING = Training(steps=4)
 LABELS = {"stage": "pseudo_labels", "digest": "d1"}

@@ -14,12 +14,11 @@ from torch import nn
 from oracles import reduce_labels_oracle
 from saff import config
 from saff.config import Training
+from saff.errors import TrainingError
 from saff.network import deeplab_v2
 from saff.network.dropout import SampleDropout
 from saff.samples import Batch
 from saff.training import (
-    State,
-    TrainingError,
     from_bytes,
     gradients,
     parameter_groups,
@@ -28,8 +27,8 @@ from saff.training import (
     summed_loss,
     to_bytes,
     train,
-    update_average,
 )
+from saff.training_loop import State, ema_keep, update_average
 
 SIDE = 16
 TRAINING = Training(
@@ -167,8 +166,9 @@ def test_the_average_is_a_weighted_mean_that_starts_fast():
     expected = 0.0
     for step in range(1, 40):
         nn.init.constant_(network.weight, step)
-        update_average(average, network, 0.7, step)
         keep = min(0.7, step / (step + 9))
+        assert ema_keep(0.7, step) == keep
+        update_average(average, network, keep)
         expected = keep * expected + (1 - keep) * step
         assert average["weight"].item() == pytest.approx(expected, rel=1e-5)
 

@@ -44,7 +44,8 @@ from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, start_network
-from saff.training import Metrics, State, train
+from saff.training import train
+from saff.training_loop import Metrics, State
 
 MOST_FAILURES = 3  # restarts of the workers, from the last checkpoint
 STEPS_PER_TASK = 4  # of loading

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from saff.backbones.inputs import to_input
 from saff.edges.network import NAME, EdgeNetwork
 from saff.errors import SettingsError
 from saff.images import ImageError, decode
-from saff.training import poly_learning_rate
+from saff.training_loop import Loop, Metrics, Schedule, ema_keep, poly_learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +26,26 @@ class EdgeFitting:
     """How the network is fitted."""
 
     steps: int = 900
-    batch: int = 8
-    crop: int = 320
+    batch_size: int = 8
+    crop_size: int = 320
     """Side of the square that the network sees, in pixels."""
     scale: tuple[float, float] = (0.7, 1.5)
     """Each sample is scaled by a factor between these (log-uniform)."""
-    head_rate: float = 2e-3
-    trunk_rate: float = 3e-4
-    decay: float = 1e-2
-    warmup: int = 30
-    average: float = 0.99
-    """Decay of the running average of the weights that becomes the result."""
+    head_learning_rate: float = 2e-3
+    """Of the layers that start from random numbers."""
+    trunk_learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    warmup_steps: int = 30
+    """Steps in which the learning rates rise to their place."""
+    ema_decay: float = 0.99
+    """Of the running average of the weights, which becomes the result."""
     agreed: float = 0.3
     """Share of the annotators above which a pixel is an edge; between it and none, ignored."""
     seed: int = 0
+
+
+Sample: TypeAlias = tuple[Image, AnyArray, AnyArray]
+"""What :func:`draw` gives."""
 
 
 class Drawn(NamedTuple):
@@ -97,7 +103,7 @@ def fit_edges(
     examples : sequence of Drawn
         To learn from.
     settings : EdgeFitting
-        Steps, rates, augmentation.
+        Steps, learning rates, augmentation.
     on_step : callable, optional
         Called after each step with its number (from 1) and its loss.
 
@@ -109,40 +115,39 @@ def fit_edges(
     Raises
     ------
     SettingsError
-        If there is nothing to learn from, or the loss is not finite.
+        If there is nothing to learn from.
+    TrainingError
+        If the loss is not finite.
     """
     if not examples:
         raise SettingsError("no image with boundaries to learn from")
     network, optimiser = _start(settings)
-    average = {n: v.clone() for n, v in network.state_dict().items() if v.is_floating_point()}
-    for step in range(settings.steps):
-        rng = np.random.default_rng((settings.seed, step))
-        drawn = [examples[int(rng.integers(len(examples)))] for _ in range(settings.batch)]
-        images, shares, valid = zip(*(draw(e, settings, rng) for e in drawn), strict=True)
-        logits = network(to_input(np.stack(images), network))
+
+    def gradients(drawn: list[Sample]) -> Metrics:
+        images, shares, valid = (np.stack(column) for column in zip(*drawn, strict=True))
+        logits = network(to_input(images, network))
         loss = edge_loss(
             interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)[:, 0],
-            torch.from_numpy(np.stack(shares)),
-            torch.from_numpy(np.stack(valid)),
+            torch.from_numpy(shares),
+            torch.from_numpy(valid),
             settings.agreed,
         )
-        if not torch.isfinite(loss):
-            raise SettingsError(f"the loss is {float(loss)} at step {step + 1}; lower the rates")
-        factor = poly_learning_rate(step, settings.steps, 1.0)
-        factor *= min(1.0, (step + 1) / settings.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base"] * factor
-        optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        keep = min(settings.average, step / (step + 9))
-        with torch.no_grad():
-            for name, value in network.state_dict().items():
-                if name in average:
-                    average[name].lerp_(value, 1 - keep)
+        return {"loss": float(loss.detach())}
+
+    schedule = Schedule(
+        lambda done: (
+            poly_learning_rate(done, settings.steps, 1.0)
+            * min(1.0, (done + 1) / settings.warmup_steps)
+        ),
+        lambda step: ema_keep(settings.ema_decay, step - 1),  # the first forgets where it started
+        "set lower learning rates",
+    )
+    loop = Loop(network, optimiser, gradients, schedule)
+    for metrics in loop.steps(draw_batch(examples, settings, n) for n in range(settings.steps)):
         if on_step:
-            on_step(step + 1, float(loss.detach()))
-    return network.state_dict() | average
+            on_step(loop.step, metrics["loss"])
+    return loop.state().weights()
 
 
 def _start(settings: EdgeFitting) -> tuple[EdgeNetwork, torch.optim.Optimizer]:
@@ -157,15 +162,20 @@ def _start(settings: EdgeFitting) -> tuple[EdgeNetwork, torch.optim.Optimizer]:
     ids = {id(p) for p in new}
     old = [p for p in network.parameters() if id(p) not in ids]
     groups = [
-        {"params": new, "base": settings.head_rate},
-        {"params": old, "base": settings.trunk_rate},
+        {"params": new, "lr": settings.head_learning_rate},
+        {"params": old, "lr": settings.trunk_learning_rate},
     ]
-    return network, torch.optim.AdamW(groups, weight_decay=settings.decay)
+    return network, torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
 
 
-def draw(
-    example: Drawn, settings: EdgeFitting, rng: np.random.Generator
-) -> tuple[Image, AnyArray, AnyArray]:
+def draw_batch(examples: Sequence[Drawn], settings: EdgeFitting, number: int) -> list[Sample]:
+    """Draw the samples of a step; they depend on the seed and the number of the step alone."""
+    rng = np.random.default_rng((settings.seed, number))
+    chosen = [int(rng.integers(len(examples))) for _ in range(settings.batch_size)]
+    return [draw(examples[index], settings, rng) for index in chosen]
+
+
+def draw(example: Drawn, settings: EdgeFitting, rng: np.random.Generator) -> Sample:
     """Draw a sample: turned by any angle or by right angles, mirrored, scaled, cropped.
 
     Returns
@@ -173,11 +183,11 @@ def draw(
     image : uint8 array of shape (C, C, 3)
         Reflected at its borders.
     share : float32 array of shape (C, C)
-        Share of the annotators who drew an edge there.
+        Share of the annotators who drew an edge at each pixel.
     valid : bool array of shape (C, C)
         Pixels of the image.
     """
-    crop = settings.crop
+    crop = settings.crop_size
     height, width = example.image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.integers(4) * np.pi / 2
     scale = np.exp(rng.uniform(*np.log(settings.scale)))
