@@ -191,8 +191,9 @@ class Inference:
     """Longer sides of the network's input in pixels; the predictions are averaged."""
     horizontal_flip: Flag = False
     """Average with the prediction for the image flipped from left to right."""
-    refinement: Literal["none", "superpixels", "guided"] = "none"
-    """Last step: nothing, the mean over superpixels, or a guided filter along the image's edges."""
+    refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
+    """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
+    or the best cut of its colours near the outline (``saff.outlines``)."""
     max_pixels: Count = 100_000_000
     """Images whose header announces more pixels are refused before decoding."""
 
@@ -334,7 +335,7 @@ def paper() -> Config:
             ema_decay=0.0,
             checkpoint_interval=1000,
         ),
-        inference=Inference(input_sides=(384, 512, 640)),
+        inference=Inference(input_sides=(384, 512, 640), refinement="none"),
     )
 
 

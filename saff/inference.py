@@ -18,6 +18,7 @@ from saff.arrays import Image, PixelMap
 from saff.backbones.inputs import to_input
 from saff.config import Inference
 from saff.network import Network
+from saff.outlines import cut_outline
 from saff.resize import Size, resize, shrink, size_in_multiples
 from saff.superpixels import region_means, slic
 from saff.threads import single_thread
@@ -149,15 +150,16 @@ def _probability(network: Network, x: Tensor) -> Tensor:
 
 
 def refine(
-    how: Literal["none", "superpixels", "guided"], confidence: PixelMap, image: Image
+    how: Literal["none", "superpixels", "guided", "graph_cut"], confidence: PixelMap, image: Image
 ) -> PixelMap:
     """Bring the borders of a confidence map to those of its image.
 
     Parameters
     ----------
-    how : {"none", "superpixels", "guided"}
+    how : {"none", "superpixels", "guided", "graph_cut"}
         Nothing; the mean over superpixels; a guided filter (He et al., PAMI 2013) whose guide is
-        the image.
+        the image; the best cut of the image's colours near the outline
+        (:func:`saff.outlines.cut_outline`).
     confidence : float32 array of shape (H, W)
         In [0, 1].
     image : uint8 array of shape (H, W, 3)
@@ -172,6 +174,8 @@ def refine(
         superpixels = slic(image, REGIONS)
         means = region_means(confidence[None], superpixels)[:, 0]
         return means.astype(np.float32)[superpixels]
+    if how == "graph_cut":
+        return cut_outline(confidence, image)
     if how == "guided":
         radius = max(1, round(GUIDED_RADIUS * max(image.shape[:2]) / 512))
         filtered = cv2.ximgproc.guidedFilter(image, confidence, radius, GUIDED_EPSILON)

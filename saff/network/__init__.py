@@ -14,6 +14,8 @@ from saff.network.base import Network, channels_last, freeze
 __all__ = ["BACKBONES", "Network", "deeplab_v2", "freeze", "load"]
 
 BACKBONES = ("efficientnet_lite0", "resnet101", "vgg16")
+UNETS = tuple(f"efficientnet_lite{n}_unet" for n in (0, 1, 2))  # see saff.network.unet
+SHIPPED = "shipped"  # weights: all of the network that comes with saff
 
 
 def deeplab_v2(
@@ -75,6 +77,12 @@ def _factory(backbone: str) -> Callable[..., nn.Module]:
     return deeplab.vgg16 if backbone == "vgg16" else deeplab.resnet101
 
 
+def _unet(name: str, *, pretrained: bool, weights: str | None) -> nn.Module:
+    from saff.network.unet import lite_unet  # reads weights: more than inference needs
+
+    return lite_unet(name, 2, pretrained=pretrained, weights=weights)
+
+
 def load(
     name: str, *, pretrained: bool = False, weights: str | None = None, seed: int = 0
 ) -> Network:
@@ -83,10 +91,12 @@ def load(
     Parameters
     ----------
     name : str
-        A backbone of :func:`deeplab_v2`, or ``package.module:factory``, where ``factory()`` gives
+        A backbone of :func:`deeplab_v2`, ``efficientnet_lite0_unet`` and its siblings (see
+        :mod:`saff.network.unet`), or ``package.module:factory``, where ``factory()`` gives
         a module as :class:`Network` describes it, its random numbers drawn from ``seed``.
     pretrained, weights, seed
-        As for :func:`deeplab_v2`; a network of your own finds its own weights.
+        As for :func:`deeplab_v2`; a network of your own finds its own weights.  ``weights`` may be
+        ``"shipped"``: all of the network that comes with saff.
 
     Returns
     -------
@@ -101,10 +111,15 @@ def load(
     """
     if ":" in name and weights is not None:
         raise SettingsError(f"network {name!r} finds its own weights; leave network_weights out")
+    if weights == SHIPPED:
+        from saff.network.shipped import start_from_shipped
+
+        return cast(Network, channels_last(start_from_shipped(name)))
     known: dict[str, Callable[[], Any]] = {
         backbone: partial(deeplab_v2, backbone, pretrained=pretrained, weights=weights, seed=seed)
         for backbone in BACKBONES
     }
+    known |= {u: partial(_unet, u, pretrained=pretrained, weights=weights) for u in UNETS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = backends.load("network", name, known)

@@ -1,0 +1,76 @@
+"""Outlines by colour: the best cut of an image inside a narrow band around a mask's outline.
+
+The colours of both sides are modelled by mixtures of Gaussians, and the cut of least cost through
+the band is taken (Rother, Kolmogorov and Blake, "GrabCut", SIGGRAPH 2004; OpenCV's implementation).
+What lies outside of the band stays as it was, and so does a map that the cut would change too much.
+"""
+
+import cv2
+import numpy as np
+
+from saff.arrays import Image, PixelMap
+from saff.resize import resize, shrunk_size
+
+SIDE = 320  # longer side in pixels at which the cut is made
+BAND = 0.025  # of the longer side: how far from the outline the cut may lie where the map is sure
+SURE = 0.95  # confidence from which the inside of the band's inner edge is fixed
+WEIGHT = 0.5  # of the cut in the result; the rest is the map as it was
+LEAST_IOU = 0.5  # of the masks before and after, below which the map stays as it was
+SEED = 0  # of the k-means that the mixtures start from
+
+
+def cut_outline(confidence: PixelMap, image: Image) -> PixelMap:
+    """Bring the outline of a confidence map to the best cut of its image's colours.
+
+    Parameters
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+
+    Returns
+    -------
+    refined : float32 array of shape (H, W)
+        In [0, 1]: the mean of the map and of the cut's mask; ``confidence`` itself where it has no
+        outline, or where the masks before and after have an IoU below one half.
+    """
+    if confidence.shape != image.shape[:2]:
+        raise ValueError(f"confidence must be {image.shape[:2]}, got shape {confidence.shape}")
+    size = shrunk_size(image.shape, SIDE)
+    small, level = resize(image, size), resize(confidence, size)
+    inside = level >= 0.5
+    if inside.all() or not inside.any():
+        return confidence
+    found = _grab_cut(small, _states(level, inside))
+    if found is None:
+        return confidence
+    union = np.count_nonzero(inside | found)
+    if np.count_nonzero(inside & found) < LEAST_IOU * union:
+        return confidence
+    mask = resize(found.astype(np.float32), (image.shape[0], image.shape[1]))
+    refined = (1 - WEIGHT) * confidence + WEIGHT * mask
+    return np.clip(refined, 0.0, 1.0).astype(np.float32)
+
+
+def _states(level: PixelMap, inside: np.ndarray) -> np.ndarray:
+    """What GrabCut may change: the pixels of the band, as probable foreground or background."""
+    depth, distance = (
+        cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (inside, ~inside)
+    )
+    reach = BAND * max(level.shape)
+    states = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    states[(depth > reach) & (level > SURE)] = cv2.GC_FGD
+    states[distance > reach] = cv2.GC_BGD
+    return states
+
+
+def _grab_cut(image: Image, states: np.ndarray) -> np.ndarray | None:
+    """Foreground of the best cut, bool (h, w); None where one side has no pixel of its own."""
+    if not ((states & 1 == cv2.GC_FGD).any() and (states & 1 == cv2.GC_BGD).any()):
+        return None
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(SEED)
+    cv2.grabCut(image, states, None, background, foreground, 1, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+    found: np.ndarray = states & 1 == cv2.GC_FGD  # sure or probable
+    return found
