@@ -97,6 +97,7 @@ Number = Annotated[  # -0.0 + 0.0 is 0.0: equal settings have equal digests
 Positive = Annotated[Number, Field(gt=0, description="a finite number above 0")]
 NotNegative = Annotated[Number, Field(ge=0, description="a finite number of at least 0")]
 Margin = Annotated[Number, Field(ge=0, le=0.5, description="a number in [0, 0.5]")]
+Share = Annotated[Number, Field(ge=0, le=1, description="a number in [0, 1]")]
 Decay = Annotated[Number, Field(ge=0, lt=1, description="a number in [0, 1)")]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 Range = Annotated[tuple[Number, Number], Field(description="a list of 2 finite numbers"), FromList]
@@ -124,11 +125,12 @@ SuperpixelCounts = Annotated[
 class Training:
     """How a network learns from labels."""
 
-    network: Text = "efficientnet_lite0"
+    network: Text = "efficientnet_lite2_unet"
     """Network, a name that ``saff.network.load`` knows, or ``package.module:factory``."""
-    network_weights: Weights = None
-    """File or URI of the trunk's weights; null means the published ones."""
-    frozen_stages: Whole = 3
+    network_weights: Weights = "shipped"
+    """Weights to start from: "shipped" for the whole network that comes with saff, a file or URI of
+    the trunk's weights, or null for the trunk's published ImageNet weights."""
+    frozen_stages: Whole = 2
     """Number of the trunk's first stages that are not trained: edges and colours."""
     max_side: Count = 512
     """Longer side in pixels to which larger images are shrunk before anything else."""
@@ -146,6 +148,13 @@ class Training:
     """Targets: the confidence binarised at 0.5 (published), or the confidence itself."""
     ignore_margin: Margin = 0.1
     """Distance to 0.5 below which a confidence is left out of the loss; in [0, 0.5]."""
+    paste_probability: Share = 0.4
+    """Probability that the foreground of another image is pasted onto a sample; in [0, 1]."""
+    color_jitter: Flag = True
+    """Change colours, and blur some samples, at random."""
+    pseudo_label_share: Share = 0.4
+    """Share of the pseudo label in refreshed labels; the rest is a network's prediction; in
+    [0, 1].  A run refreshes its labels before each training but the first from ImageNet."""
 
     optimiser: Literal["sgd", "adamw"] = "adamw"
     """SGD with momentum (published), or AdamW, which needs fewer steps."""
@@ -321,6 +330,9 @@ def paper() -> Config:
         gamma=1.0,
         training=Training(
             network="vgg16",
+            network_weights=None,
+            paste_probability=0.0,
+            color_jitter=False,
             frozen_stages=0,
             scale_range=(0.5, 1.5),
             crop_size=321,

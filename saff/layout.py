@@ -87,9 +87,13 @@ def run_file(folder: Folder) -> str:
     return STAGE_RUN if holds_parts else RUN
 
 
-def round_home(number: int, rounds: int) -> str:
-    """Folder of a round's network and predictions; the last round's are the output's own."""
-    return "" if number == rounds else f"rounds/{number}"
+def round_home(number: int) -> str:
+    """Folder of a round before the last: its network, predictions and labels.
+
+    Round 0 has no training: its predictions are those of the network that the first one starts
+    from.
+    """
+    return f"rounds/{number}"
 
 
 def within(home: str, name: str) -> str:
@@ -98,14 +102,15 @@ def within(home: str, name: str) -> str:
 
 
 def begun_rounds(output: Folder) -> list[str]:
-    """Folders of the rounds before the last that have begun: ``rounds/1``, ..."""
+    """Folders of the rounds before the last that have begun: ``rounds/0``, ``rounds/1``, ..."""
     found: list[str] = []
-    for number in count(1):
-        home = f"rounds/{number}"
+    for number in count(0):
+        home = round_home(number)
         folders = (output / home / name for name in ("network", Stage.PREDICTIONS, ROUND_LABELS))
-        if not any(folder.exists(run_file(folder)) for folder in folders):
+        if any(folder.exists(run_file(folder)) for folder in folders):
+            found.append(home)
+        elif number:  # a run that starts from ImageNet has no round 0
             return found
-        found.append(home)
     raise AssertionError("an output has finitely many rounds")
 
 

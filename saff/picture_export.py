@@ -148,6 +148,7 @@ def export_pictures(
     stage: str = "pseudo_labels",
     *,
     overwrite: bool = False,
+    threshold: float = 0.5,
 ) -> ExportSummary:
     """Write one PNG file per image, named by its id, into a folder or prefix.
 
@@ -163,6 +164,8 @@ def export_pictures(
         ``"pseudo_labels"`` or ``"predictions"``.
     overwrite : bool
         Replace files that are there.  Otherwise only a file with the same content is no hindrance.
+    threshold : float
+        Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
 
     Returns
     -------
@@ -192,7 +195,7 @@ def export_pictures(
             summary.failed += 1
         elif not is_safe_id(image_id):
             summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
-        elif (data := _encoded(row, what, summary)) is not None:
+        elif (data := _encoded(row, what, threshold, summary)) is not None:
             reason = folder.write(names.name(image_id), data)
             if reason:
                 summary.refuse(image_id, reason)
@@ -202,13 +205,15 @@ def export_pictures(
     return summary
 
 
-def _encoded(row: Row, what: What, summary: ExportSummary) -> bytes | None:
+def _encoded(row: Row, what: What, threshold: float, summary: ExportSummary) -> bytes | None:
     """Picture file of a row; None, and counted, where it cannot be drawn."""
     image = summary.photographs.read(row) if needs_image(what) else None
     if image is None and needs_image(what):
         return None
     try:
-        return encode_picture(picture(what, decode_map(row, "confidence"), image))
+        return encode_picture(
+            picture(what, decode_map(row, "confidence"), image, threshold=threshold)
+        )
     except (StorageError, ValueError) as error:  # a damaged map, or a size that no encoder takes
         summary.refuse(row["image_id"], str(error))
         return None
@@ -343,7 +348,13 @@ def check_target(target: str, source: str, what: What) -> str:
 
 
 def save_picture(
-    target: str, what: What, confidence: AnyArray, image: Image, file_format: str
+    target: str,
+    what: What,
+    confidence: AnyArray,
+    image: Image,
+    file_format: str,
+    *,
+    threshold: float = 0.5,
 ) -> None:
     """Draw one result into a file that a person named, or to standard output for ``-``.
 
@@ -351,7 +362,7 @@ def save_picture(
     ----------
     target : str
         Path of a file, or ``-``.
-    what, confidence, image
+    what, confidence, image, threshold
         As for :func:`saff.pictures.picture`.
     file_format : str
         As :func:`check_target` gives it.
@@ -364,7 +375,7 @@ def save_picture(
         If it cannot be written.
     """
     try:
-        data = encode_picture(picture(what, confidence, image), file_format)
+        data = encode_picture(picture(what, confidence, image, threshold=threshold), file_format)
     except ValueError as error:
         raise SettingsError(f"cannot write {target}: {error}") from error
     if target == STANDARD:

@@ -14,7 +14,6 @@ import PIL.Image
 from saff import images
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError
-from saff.metrics import HALF
 
 What: TypeAlias = Literal["mask", "confidence", "overlay", "cutout"]
 OVERLAY_COLOUR = (255, 40, 120)  # RGB
@@ -38,7 +37,9 @@ HOW: dict[str, dict[str, Any]] = {
 }
 
 
-def picture(what: What, confidence: AnyArray, image: Image | None = None) -> AnyArray:
+def picture(
+    what: What, confidence: AnyArray, image: Image | None = None, *, threshold: float = 0.5
+) -> AnyArray:
     """Draw one result.
 
     Parameters
@@ -47,9 +48,11 @@ def picture(what: What, confidence: AnyArray, image: Image | None = None) -> Any
         Mask as 0 and 255; confidence as 0..255; the image with its foreground tinted and outlined;
         the image with the confidence as its alpha channel.
     confidence : uint8 array of shape (H, W)
-        0..255; foreground from 128 on.
+        0..255.
     image : uint8 array of shape (H, W, 3), optional
         RGB; needed for the last two.
+    threshold : float
+        Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
 
     Returns
     -------
@@ -61,9 +64,10 @@ def picture(what: What, confidence: AnyArray, image: Image | None = None) -> Any
     ValueError
         If the image is needed and missing, or of another size than the confidence map.
     """
-    mask = confidence >= HALF
+    mask = confidence >= np.ceil(255 * threshold)
     if what == "mask":
-        return mask.astype(np.uint8) * 255
+        drawn: AnyArray = mask.astype(np.uint8) * 255
+        return drawn
     if what == "confidence":
         return confidence
     if image is None or image.shape[:2] != confidence.shape:

@@ -10,7 +10,7 @@ from saff.shards import count_rows
 from saff.sources import source_option
 from saff.storage import Folder, read_each, with_brief_retries
 
-DONE_WORDS = {Stage.PREDICTIONS: "predicted", layout.ROUND_LABELS: "spread"}  # of a stage's images
+DONE_WORDS = {Stage.PREDICTIONS: "predicted", layout.ROUND_LABELS: "refreshed"}
 
 
 @dataclass(frozen=True, slots=True)

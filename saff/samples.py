@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saff.arrays import AnyArray
+from saff.augmentation import blur, can_be_pasted, paste, recolour
 from saff.config import Training
 from saff.errors import SettingsError
 from saff.layout import part_number
@@ -37,6 +38,7 @@ from saff.storage import Folder, read_each, with_retries
 
 WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
 CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
+PASTED_FROM = 64  # positions before a sample from which a foreground is pasted: still cached
 GREY = 127  # around an image that is smaller than the crop
 NEEDED = ["image_id", "uri", "sha256", "height", "width", "confidence", "error_kind"]
 TO_SEE = ["image_id", "height", "width", "pseudo_label"]
@@ -371,9 +373,29 @@ class Loader:
             (pixels,) = self.cache.read(part, [row])
             # a first number that no epoch has, so that no two generators are the same
             rng = np.random.default_rng([training.seed, 2**40, position])
-            crops.append(crop(pixels, rng, training))
+            crops.append(self._augment(*crop(pixels, rng, training), position, rng))
         image, confidence, valid = (np.stack(column) for column in zip(*crops, strict=True))
         return Batch(image, confidence, valid, [_key(training.seed, p) for p in positions])
+
+    def _augment(
+        self,
+        image: NDArray[np.uint8],
+        confidence: NDArray[np.uint8],
+        valid: NDArray[np.bool_],
+        position: int,
+        rng: np.random.Generator,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Paste a foreground of an image that came shortly before, and change colours."""
+        training = self.training
+        if rng.random() < training.paste_probability:
+            before = max(0, position - int(rng.integers(1, PASTED_FROM)))
+            part, row = draw(self.corpus, training.seed, before)
+            (other,) = self.cache.read(part, [row])
+            if can_be_pasted(other[..., 3]):
+                image, confidence, valid = paste(image, confidence, valid, other, rng)
+        if training.color_jitter:
+            image = blur(recolour(image, rng), rng)
+        return image, confidence, valid
 
     def blank(self) -> Batch:
         """Give a batch of that shape which holds nothing."""

@@ -29,6 +29,8 @@ from saff.config import Training
 from saff.errors import SettingsError, WeightsError
 from saff.layout import RUN
 from saff.network import Network
+from saff.network.shipped import load_shipped
+from saff.network.unet import LiteUNet, fold_normalisations
 from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
 from saff.shards import Row
@@ -210,13 +212,13 @@ class Trained(NamedTuple):
     """Of the weights file."""
 
 
-def load_trained(run: Folder) -> Trained:
+def load_trained(run: Folder | None) -> Trained:
     """Load the network that a run has trained.
 
     Parameters
     ----------
-    run : Folder
-        Output of a run: the prefix that holds ``network/``.
+    run : Folder or None
+        Output of a run: the prefix that holds ``network/``; None: the network that comes with saff.
 
     Raises
     ------
@@ -224,6 +226,9 @@ def load_trained(run: Folder) -> Trained:
         If there is none, or training has not ended; its subclass WeightsError if the weights are
         damaged or belong to another network.
     """
+    if run is None:
+        comes_with_saff = load_shipped()
+        return Trained(comes_with_saff.network, {}, comes_with_saff.digest)
     folder = layout.network(run)
     if not folder.exists(WEIGHTS):
         begun = folder.exists(RUN)
@@ -242,4 +247,6 @@ def load_trained(run: Folder) -> Trained:
     sha256 = hashlib.sha256(data).hexdigest()
     load_state(network, WeightsFile(f"{folder.uri}/{WEIGHTS}", sha256, data))
     network.eval()
+    if isinstance(network, LiteUNet):
+        fold_normalisations(network)
     return Trained(network, description, sha256)

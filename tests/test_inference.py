@@ -16,7 +16,7 @@ from saff.inference import predict, predict_many, refine, to_working_size
 from saff.network import deeplab_v2
 from saff.superpixels import slic
 
-ONE = Inference(input_sides=(64,))
+ONE = Inference(input_sides=(64,), refinement="none")
 
 
 class Brightness(nn.Module):
@@ -44,7 +44,7 @@ def photos():
 
 def test_a_map_has_the_size_of_its_image_and_follows_it(photos):
     for image in photos:
-        found = predict(Brightness(), image, Inference(input_sides=(128,)))
+        found = predict(Brightness(), image, dataclasses.replace(ONE, input_sides=(128,)))
         assert found.shape == image.shape[:2]
         assert found.dtype == np.float32
         assert 0 <= found.min() <= found.max() <= 1
@@ -54,8 +54,11 @@ def test_a_map_has_the_size_of_its_image_and_follows_it(photos):
 
 def test_scales_and_mirror_images_are_averaged(network, photos):
     image = photos[0]
-    single = [predict(network, image, Inference(input_sides=(side,))) for side in (64, 96, 128)]
-    both = predict(network, image, Inference(input_sides=(64, 96, 128)))
+    single = [
+        predict(network, image, dataclasses.replace(ONE, input_sides=(side,)))
+        for side in (64, 96, 128)
+    ]
+    both = predict(network, image, dataclasses.replace(ONE, input_sides=(64, 96, 128)))
     np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
     mirrored = predict(network, np.ascontiguousarray(image[:, ::-1]), ONE)[:, ::-1]
     found = predict(network, image, dataclasses.replace(ONE, horizontal_flip=True))

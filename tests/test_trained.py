@@ -13,7 +13,7 @@ from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, state_digest
 from saff.training_loop import State
 
-TRAINING = Training(steps=4)
+TRAINING = Training(network="efficientnet_lite0", network_weights=None, steps=4)
 LABELS = {"stage": "pseudo_labels", "digest": "d1"}
 
 

@@ -82,6 +82,14 @@ PartOption = Annotated[
     typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
 ]
 
+ThresholdOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Confidence from which a pixel is foreground in a mask or an overlay.",
+    ),
+]
 TakeOverOption = Annotated[
     bool,
     typer.Option(

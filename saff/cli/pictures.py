@@ -1,17 +1,36 @@
 """Commands that give people something to look at: segment, export, report."""
 
 import os
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saff import overwriting, picture_export
-from saff.cli.options import ConfigOption, NetworkOption, Output, StageOption, What, read_config
+from saff.cli.options import (
+    ConfigOption,
+    NetworkOption,
+    Output,
+    StageOption,
+    ThresholdOption,
+    What,
+    read_config,
+)
 from saff.errors import SettingsError, printable
 from saff.layout import Stage
 from saff.report.stored import write_report
 from saff.storage import Folder
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from saff.network import Network
+
+
+class Method(str, Enum):
+    """How one picture is segmented."""
+
+    network = "network"
+    label = "label"
 
 
 def segment(
@@ -27,33 +46,52 @@ def segment(
     ],
     what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
     network: NetworkOption = None,
+    method: Annotated[
+        Method,
+        typer.Option(help="Ask a trained network, or label the picture by itself, as saff label."),
+    ] = Method.network,
+    threshold: ThresholdOption = 0.5,
     config: ConfigOption = "default",
 ) -> None:
     """Segment one picture: its mask, confidence, overlay or cut-out.
 
-    With [bold]--network RUN[/] by the network that was trained there, otherwise by itself.
+    By the network that comes with saff, or with [bold]--network RUN[/] by the one trained there.
     """
     import numpy as np
 
     from saff import images
-    from saff.labeling import label_image
 
+    if network and method is Method.label:
+        raise SettingsError("--network names a network, and --method label asks none; choose one")
     file_format = picture_export.check_target(to, image, what.value)
     chosen = read_config(config)
     try:
         pixels = images.decode(picture_export.read_photograph(image), max_pixels=chosen.max_pixels)
     except (OSError, images.ImageError) as error:
         raise SettingsError(f"{image}: {error}") from error
-    if network:
+    if method is Method.label:
+        from saff.labeling import label_image
+
+        found = label_image(pixels, chosen).confidence
+    else:
         from saff.inference import predict
+
+        found = predict(_load_network(network), pixels, chosen.inference)
+    confidence = np.rint(found * 255).astype(np.uint8)
+    picture_export.save_picture(
+        to, what.value, confidence, pixels, file_format, threshold=threshold
+    )
+
+
+def _load_network(run: str | None) -> "Network":
+    """Network of a run, or the one that comes with saff: fewer imports, for it is used most."""
+    if run:
         from saff.trained import load_trained
 
-        trained = load_trained(Folder.at(network))
-        found = predict(trained.network, pixels, chosen.inference)
-    else:
-        found = label_image(pixels, chosen).confidence
-    confidence = np.rint(found * 255).astype(np.uint8)
-    picture_export.save_picture(to, what.value, confidence, pixels, file_format)
+        return load_trained(Folder.at(run)).network
+    from saff.network.shipped import load_shipped
+
+    return load_shipped().network
 
 
 def export(
@@ -61,6 +99,7 @@ def export(
     to: Annotated[str, typer.Option(help="Folder or s3:// prefix for the PNG files.")],
     what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
     stage: StageOption = Stage.PSEUDO_LABELS,
+    threshold: ThresholdOption = 0.5,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
     ] = False,
@@ -72,7 +111,7 @@ def export(
     """
     run, folder = Folder.at(output), Folder.at(to)
     summary = picture_export.export_pictures(
-        run, folder, what.value, stage.value, overwrite=overwrite
+        run, folder, what.value, stage.value, overwrite=overwrite, threshold=threshold
     )
     if overwriting.is_among_images(run, folder.uri):
         note = f"note: {folder.uri} lies among the images; saff label would label its files, too"

@@ -33,7 +33,7 @@ def run(
     config: ConfigOption = "default",
     rounds: Annotated[
         int, typer.Option(min=1, help="Trainings; each learns from the masks of the one before.")
-    ] = 2,
+    ] = 1,
     workers: WorkersOption = None,
     gpus: GpusOption = None,
     truth: Annotated[str | None, typer.Option(help="Folder of PNG masks to measure with.")] = None,

@@ -46,8 +46,8 @@ class PredictPart:
         The run's output.
     stage : str
         Folder of the shards in it.
-    network_run : Folder
-        The run that trained the network.
+    network_run : Folder or None
+        The run that trained the network; None: the network that comes with saff.
     settings : Inference
         How to ask it.
     on_gpu : bool
@@ -58,7 +58,7 @@ class PredictPart:
         self,
         output: Folder,
         stage: str,
-        network_run: Folder,
+        network_run: Folder | None,
         settings: Inference,
         on_gpu: bool = False,
     ) -> None:
@@ -107,7 +107,7 @@ def encode_prediction(confidence: PixelMap) -> Row:
 
 def prediction_job(
     output: Folder,
-    network_run: Folder,
+    network_run: Folder | None,
     settings: Inference,
     *,
     source: Source | None = None,
@@ -125,8 +125,8 @@ def prediction_job(
     ----------
     output : Folder
         A run; with ``source``, any folder of its own.
-    network_run : Folder
-        The run, or the round of it, that trained the network.
+    network_run : Folder or None
+        The run, or the round of it, that trained the network; None: the one that comes with saff.
     settings : Inference
         How to ask it.
     source : Source, optional
@@ -189,7 +189,7 @@ def prediction_job(
 
 def predict_corpus(
     output: Folder,
-    network_run: Folder,
+    network_run: Folder | None,
     settings: Inference,
     *,
     source: tuple[str, Iterable[Row]] | None = None,
