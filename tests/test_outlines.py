@@ -41,7 +41,8 @@ def test_any_map_stays_in_range_and_far_from_the_outline_as_it_was(seed, height,
     confidence = (confidence - confidence.min()) / max(float(np.ptp(confidence)), 1e-6)
     refined = cut_outline(confidence, image)
     assert (refined.dtype, refined.shape) == (np.float32, confidence.shape)
-    assert refined.min() >= 0 and refined.max() <= 1
+    assert refined.min() >= 0
+    assert refined.max() <= 1
     changed = (refined >= 0.5) != (confidence >= 0.5)
     near = cv2.distanceTransform((confidence >= 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     away = cv2.distanceTransform((confidence < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
