@@ -7,6 +7,7 @@ import typer
 from saff.cli import run_alone
 from saff.cli.options import (
     MINUTES,
+    AllowCodeOption,
     ConfigOption,
     GpusOption,
     ImagesOption,
@@ -40,6 +41,7 @@ def reinfer(
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    allow_code: AllowCodeOption = None,
 ) -> None:
     """Infer masks with a trained network: predictions as Parquet files, one row per image."""
     has_new_images = bool(images or manifest)
@@ -61,6 +63,7 @@ def reinfer(
         share=Share.read(part),
         patience=60 * patience,
         take_over=take_over,
+        allow_code=allow_code or (),
     )
     job.claim()  # one network and one way to ask it: others are refused by name
     job.extend_manifest()  # new images, if there are any

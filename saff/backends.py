@@ -1,6 +1,6 @@
 """Find a back end by its name, or a user's own by ``package.module:factory``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -49,6 +49,40 @@ def load(kind: str, name: str, known: Mapping[str, Callable[[], B]]) -> B:
     if not callable(back_end):
         raise SettingsError(f"{kind} {name!r} gave {type(back_end).__name__}, expected a callable")
     return back_end
+
+
+def refuse_code(name: str, allowed: Collection[str], where: str) -> None:
+    """Refuse a name that a stored file gives and that would import code, unless it is allowed.
+
+    Parameters
+    ----------
+    name : str
+        A back end's or a network's name.
+    allowed : collection of str
+        Modules that the caller trusts.
+    where : str
+        The file that holds the name, for the message.
+
+    Raises
+    ------
+    SettingsError
+        If the name is ``package.module:factory`` of another module; nothing was imported.
+    """
+    module, colon, _ = name.partition(":")
+    if colon and module not in allowed:
+        raise SettingsError(
+            f"{where} names {name!r}, which is code that would be imported and run; if you trust "
+            f"that module, allow it with --allow-code {module}"
+        )
+
+
+def modules_of(*names: str) -> list[str]:
+    """Modules of the names that are ``package.module:factory``.
+
+    >>> modules_of("vgg16", "own.networks:small")
+    ['own.networks']
+    """
+    return [name.partition(":")[0] for name in names if ":" in name]
 
 
 def identity(back_end: object) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,7 +97,7 @@ class Converted(NamedTuple):
     package can run the file."""
 
 
-def export_network(run: Folder, to: Path) -> Converted:
+def export_network(run: Folder, to: Path, allow_code: Collection[str] = ()) -> Converted:
     """Convert a trained network to one file, and write how to use it as JSON beside it.
 
     Parameters
@@ -106,6 +106,8 @@ def export_network(run: Folder, to: Path) -> Converted:
         Output of a run whose network is trained.
     to : Path
         File to write, ``.onnx`` or ``.pt2``; the JSON file has its stem.
+    allow_code : collection of str
+        Modules that may be imported where the run names its network as ``package.module:factory``.
 
     Returns
     -------
@@ -124,7 +126,7 @@ def export_network(run: Folder, to: Path) -> Converted:
         raise SettingsError(f"cannot convert to {to}: its name must end in {' or '.join(FORMATS)}")
     if suffix == ".onnx":
         _require_onnx()
-    trained = load_trained(run)
+    trained = load_trained(run, allow_code)
     description = describe(trained, OPSET if suffix == ".onnx" else None)
     portable = Portable(trained.network)
     with _drafts(to) as (model, notes):

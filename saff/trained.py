@@ -16,7 +16,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ import torch
 
 import saff
 from saff import layout, network as networks
+from saff.backends import refuse_code
 from saff.checkpoints import WeightsFile, load_state
 from saff.config import Training
 from saff.errors import SettingsError, WeightsError
@@ -212,13 +213,15 @@ class Trained(NamedTuple):
     """Of the weights file."""
 
 
-def load_trained(run: Folder | None) -> Trained:
+def load_trained(run: Folder | None, allow_code: Collection[str] = ()) -> Trained:
     """Load the network that a run has trained.
 
     Parameters
     ----------
     run : Folder or None
         Output of a run: the prefix that holds ``network/``; None: the network that comes with saff.
+    allow_code : collection of str
+        Modules that may be imported where the run names a network as ``package.module:factory``.
 
     Raises
     ------
@@ -243,6 +246,7 @@ def load_trained(run: Folder | None) -> Trained:
         raise WeightsError(
             f"{folder.uri}/run.json is damaged or of another version of saff: {error}"
         ) from error
+    refuse_code(training.network, allow_code, f"{folder.uri}/run.json")
     network = networks.load(training.network)
     sha256 = hashlib.sha256(data).hexdigest()
     load_state(network, WeightsFile(f"{folder.uri}/{WEIGHTS}", sha256, data))

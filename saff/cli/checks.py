@@ -9,6 +9,7 @@ import typer
 from saff import evaluation, layout, verification
 from saff.cli.options import (
     MINUTES,
+    AllowCodeOption,
     ConfigOption,
     NetworkOption,
     Output,
@@ -115,6 +116,7 @@ def doctor(
     gpus: Annotated[
         int | None, typer.Option(min=0, help="GPUs that a stage is to have, one a worker.")
     ] = None,
+    allow_code: AllowCodeOption = None,
     start_nodes: Annotated[
         bool,
         typer.Option(
@@ -140,6 +142,7 @@ def doctor(
         address=address,
         config=chosen,
         network=network,
+        allow_code=allow_code or (),
         workers=workers,
         gpus=gpus,
         start_nodes=start_nodes,

@@ -7,6 +7,7 @@ import typer
 
 from saff.cli.options import (
     MINUTES,
+    AllowCodeOption,
     ConfigOption,
     GpusOption,
     NetworkOption,
@@ -81,6 +82,7 @@ def reinfer(
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    allow_code: AllowCodeOption = None,
 ) -> None:
     """Infer masks with a trained network: for the images of a run, or for new ones.
 
@@ -110,6 +112,7 @@ def reinfer(
         share=Share.read(part),
         patience=60 * patience,
         take_over=take_over,
+        allow_code=allow_code or (),
     )
     done = job.complete(retry_failed=retry_failed)
     typer.echo(f"done: {done}", err=True)
@@ -118,6 +121,7 @@ def reinfer(
 def export_network(
     output: Annotated[str, typer.Argument(help="Output of a run whose network is trained.")],
     to: Annotated[Path, typer.Option(help="File to write: model.onnx, or model.pt2 for torch.")],
+    allow_code: AllowCodeOption = None,
 ) -> None:
     """Convert a trained network to one file that runs without saff: ONNX, or torch's format.
 
@@ -126,7 +130,7 @@ def export_network(
     """
     from saff import network_export
 
-    done = network_export.export_network(Folder.at(output), to)
+    done = network_export.export_network(Folder.at(output), to, allow_code or ())
     checked = (
         "checked by ONNX alone; pip install onnxruntime to have it run, too"
         if done.difference is None

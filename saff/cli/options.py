@@ -100,6 +100,15 @@ NetworkOption = Annotated[
     str | None, typer.Option("--network", help="Run whose trained network to ask.")
 ]
 
+AllowCodeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE",
+        help="Import this module if the run names it as its network's; repeat for more.",
+    ),
+]
+
 
 def read_config(name: str) -> "Config":
     """Settings by name or from a JSON file."""

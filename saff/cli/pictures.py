@@ -1,6 +1,7 @@
 """Commands that give people something to look at: segment, export, report."""
 
 import os
+from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ import typer
 
 from saff import overwriting, picture_export
 from saff.cli.options import (
+    AllowCodeOption,
     ConfigOption,
     NetworkOption,
     Output,
@@ -52,6 +54,7 @@ def segment(
     ] = Method.network,
     threshold: ThresholdOption = 0.5,
     config: ConfigOption = "default",
+    allow_code: AllowCodeOption = None,
 ) -> None:
     """Segment one picture: its mask, confidence, overlay or cut-out.
 
@@ -76,19 +79,19 @@ def segment(
     else:
         from saff.inference import predict
 
-        found = predict(_load_network(network), pixels, chosen.inference)
+        found = predict(_load_network(network, allow_code or ()), pixels, chosen.inference)
     confidence = np.rint(found * 255).astype(np.uint8)
     picture_export.save_picture(
         to, what.value, confidence, pixels, file_format, threshold=threshold
     )
 
 
-def _load_network(run: str | None) -> "Network":
+def _load_network(run: str | None, allow_code: Collection[str]) -> "Network":
     """Network of a run, or the one that comes with saff: fewer imports, for it is used most."""
     if run:
         from saff.trained import load_trained
 
-        return load_trained(Folder.at(run)).network
+        return load_trained(Folder.at(run), allow_code).network
     from saff.network.shipped import load_shipped
 
     return load_shipped().network

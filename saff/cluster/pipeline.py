@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from saff import layout, metrics
+from saff.backends import modules_of
 from saff.cluster.label_refresh import refresh_corpus
 from saff.cluster.labels import label_corpus
 from saff.cluster.mapping import map_parts
@@ -167,6 +168,7 @@ def run_pipeline(
             config.inference,
             stage=stage,
             retry_failed=again,
+            allow_code=modules_of(config.training.network),
             **scale.of_inference(batch),
         )
         kept = mean_iou(output, learnt_from, stage, patience)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -52,6 +52,8 @@ class PredictPart:
         How to ask it.
     on_gpu : bool
         Whether the worker has a GPU.
+    allow_code : collection of str
+        Modules that the run may name as its network's.
     """
 
     def __init__(
@@ -61,12 +63,13 @@ class PredictPart:
         network_run: Folder | None,
         settings: Inference,
         on_gpu: bool = False,
+        allow_code: Collection[str] = (),
     ) -> None:
         self.stage = PartWriter(output, stage, PREDICTIONS)
         self.settings = settings
         self.device = torch.device("cuda" if on_gpu else "cpu")
         torch.backends.cudnn.deterministic = True
-        self.network = load_trained(network_run).network.to(self.device)
+        self.network = load_trained(network_run, allow_code).network.to(self.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
@@ -118,6 +121,7 @@ def prediction_job(
     share: Share = WHOLE,
     patience: float = PATIENCE,
     take_over: bool = False,
+    allow_code: Collection[str] = (),
 ) -> StageJob:
     """Prepare the job that infers every image of a run, or of a source of new images.
 
@@ -145,13 +149,16 @@ def prediction_job(
         Seconds without any part done after which the job ends.
     take_over : bool
         Take the lease on the stage from a job that is known to be dead.
+    allow_code : collection of str
+        Modules that may be imported where ``network_run`` names its network as
+        ``package.module:factory``; others are refused.
 
     Raises
     ------
     SettingsError
         If there is no trained network, or a setting cannot work.
     """
-    trained = load_trained(network_run)
+    trained = load_trained(network_run, allow_code)
     folder = output / stage
     if restart:
         if share != WHOLE:
@@ -166,7 +173,7 @@ def prediction_job(
             PredictPart,
             todo.parts,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
-            fn_constructor_args=(output, stage, network_run, settings, on_gpu),
+            fn_constructor_args=(output, stage, network_run, settings, on_gpu, allow_code),
             worker=ON_GPU if on_gpu else ON_CPU,
             patience=seconds,
         )

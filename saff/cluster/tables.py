@@ -11,6 +11,7 @@ import numpy as np
 
 from saff import layout, metrics
 from saff.arrays import AnyArray
+from saff.backends import modules_of
 from saff.cluster.labels import label_corpus
 from saff.cluster.mapping import map_parts
 from saff.cluster.pipeline import Scale
@@ -166,14 +167,14 @@ def make_tables(
         train.append(_measured(run, Stage.PSEUDO_LABELS, tree, method.name, method.train))
         say(_line(train[-1]))
         train_network(run, network.training, **scale.of_training(batch))
-        predict_corpus(run, run, network.inference, **scale.of_inference(batch))
+        how = scale.of_inference(batch) | {"allow_code": modules_of(network.training.network)}
+        predict_corpus(run, run, network.inference, **how)
         name = f"{method.name} + network"
         train.append(_measured(run, Stage.PREDICTIONS, tree, name, method.train_network))
         say(_line(train[-1]))
         if has_val:
             unseen = run / "val"
             new = (source, tree.rows("val"))
-            how = scale.of_inference(batch)
             predict_corpus(unseen, run, network.inference, source=new, **how)
             val.append(_measured(unseen, Stage.PREDICTIONS, tree, name, method.val_network))
             say(_line(val[-1]))

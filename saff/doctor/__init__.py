@@ -6,7 +6,7 @@ as well.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def examine(
     network: str | None,
     workers: int | None = None,
     gpus: int | None = None,
+    allow_code: Collection[str] = (),
     start_nodes: bool = False,
 ) -> Iterator[Finding]:
     """Check everything that a run needs, and give each finding as soon as it is known.
@@ -71,6 +72,9 @@ def examine(
         Run whose trained network is loaded on every node.
     workers, gpus : int, optional
         Numbers of a stage to come; compared with the cluster if any is given.
+    allow_code : collection of str
+        Modules that may be imported where ``network`` names its network as
+        ``package.module:factory``.
     start_nodes : bool
         On a cluster that grows, ask for a CPU and for ``gpus`` GPUs, so that such nodes start and
         are checked too.
@@ -115,7 +119,10 @@ def examine(
         ("CPUs", partial(check_cpus, limit=limit)),
         ("GPUs", check_gpus),
         ("threads", check_threads),
-        ("models", partial(check_models, config=config, network=network)),
+        (
+            "models",
+            partial(check_models, config=config, network=network, allow_code=allow_code),
+        ),
         ("storage of nodes", partial(check_shared_storage, output=output)),
         ("object store", check_store),
     ):

@@ -7,7 +7,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -212,24 +212,26 @@ def find_thread_fault(node: Node, threads: Threads) -> Fault | None:
     return Fault(f"threads in a task: {', '.join(many)}", "set OMP_NUM_THREADS=1 for ray start")
 
 
-def check_models(nodes: Sequence[Node], config: Config, network: str | None) -> Iterator[Finding]:
+def check_models(
+    nodes: Sequence[Node], config: Config, network: str | None, allow_code: Collection[str] = ()
+) -> Iterator[Finding]:
     """Check that every node has the models, and a trained network if one is named."""
     names = f"{config.encoder}, {config.saliency}, {config.edges}"
     names += f", network of {network}" if network else ""
     yield from report_nodes(
         "models",
-        call_on_nodes(nodes, try_models, config, network),
+        call_on_nodes(nodes, try_models, config, network, allow_code),
         no_fault,
         lambda fine: f"{names}: loaded and tried in at most {max(a.value for a in fine):.1f} s",
     )
 
 
-def try_models(config: Config, network: str | None) -> float:
+def try_models(config: Config, network: str | None, allow_code: Collection[str] = ()) -> float:
     """Load the models and label a small image with them; return the seconds it took."""
     start = time.perf_counter()
     label_image(np.zeros((32, 32, 3), np.uint8), config)
     if network:
-        load_trained(Folder.at(network))
+        load_trained(Folder.at(network), allow_code)
     return time.perf_counter() - start
 
 
