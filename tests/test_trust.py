@@ -27,10 +27,10 @@ from pathlib import Path
 
 Path({trace!r}).touch()
 
-from saff.network import load
+from saff import config, network
 
 def make():
-    return load("efficientnet_lite0")
+    return network.load(config.default().training.network)
 """
 
 
