@@ -115,7 +115,27 @@ class _Block(nn.Module):
         return out
 
 
-class EfficientNetLite(nn.Module):
+class Stages(nn.Module):
+    """A network that starts with the stem and the first stages of an EfficientNet-Lite."""
+
+    _conv_stem: nn.Module
+    _bn0: nn.Module
+    _blocks: nn.ModuleList
+    stage_ends: list[int]
+    """Index of the last block of each stage."""
+
+    def run_stages(self, x: Tensor) -> list[Tensor]:
+        """Float (N, 3, H, W) to the output of each stage, finest first."""
+        x = nn.functional.relu6(self._bn0(self._conv_stem(x)), inplace=True)
+        levels = []
+        for index, block in enumerate(self._blocks):
+            x = block(x)
+            if index in self.stage_ends:
+                levels.append(x)
+        return levels
+
+
+class EfficientNetLite(Stages):
     """Trunk and classifier; parameter names are those of the published weight files.
 
     Parameters
@@ -128,9 +148,9 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         width, depth, _ = FAMILY[name]
         self._conv_stem = _SameConv2d(3, STEM_CHANNELS, 3, 2)
-        self._bn0: nn.Module = nn.BatchNorm2d(STEM_CHANNELS, eps=BATCH_NORM_EPSILON)
+        self._bn0 = nn.BatchNorm2d(STEM_CHANNELS, eps=BATCH_NORM_EPSILON)
         blocks: list[_Block] = []
-        self.stage_ends: list[int] = []  # index of the last block of each stage
+        self.stage_ends = []
         channels = STEM_CHANNELS
         for index, (repeats, kernel, stride, expansion, out) in enumerate(STAGES):
             out = _scale_channels(out, width)
@@ -153,14 +173,9 @@ class EfficientNetLite(nn.Module):
         The outputs of stages 4 to 7 (80 and 112 channels at stride 16, 192 and 320 at stride 32)
         and the 1280 channels that the classifier reads.
         """
-        x = nn.functional.relu6(self._bn0(self._conv_stem(x)), inplace=True)
-        levels = []
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            if index in self.stage_ends[FIRST_LEVEL:]:
-                levels.append(x)
-        levels.append(nn.functional.relu6(self._bn1(self._conv_head(x)), inplace=True))
-        return levels
+        levels = self.run_stages(x)[FIRST_LEVEL:]
+        head = nn.functional.relu6(self._bn1(self._conv_head(levels[-1])), inplace=True)
+        return [*levels, head]
 
 
 def fuse_layers(network: nn.Module) -> None:

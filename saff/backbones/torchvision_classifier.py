@@ -90,7 +90,7 @@ def load(name: str, weights: str | None = None) -> Classifier:
     SettingsError
         If torchvision has no such classifier, or it is not global pooling and a linear head.
     WeightsError
-        If the weights cannot be had or belong to another network.
+        If the weights cannot be read or belong to another network.
     """
     if name not in models.list_models(module=models):  # classifiers alone, not detectors
         raise SettingsError(f"torchvision has no classifier {name!r}")

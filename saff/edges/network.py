@@ -9,9 +9,9 @@ CPU can afford.
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu, relu6
+from torch.nn.functional import interpolate, relu
 
-from saff.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite
+from saff.backbones.efficientnet_lite import MEAN, STD, EfficientNetLite, Stages
 
 NAME = "efficientnet_lite0"
 STAGES = 5  # of seven: what lies behind is larger than the rest together, and knows objects
@@ -20,7 +20,7 @@ WIDTH = 32
 MULTIPLE = 16
 
 
-class EdgeNetwork(nn.Module):
+class EdgeNetwork(Stages):
     """Image to edge logits.
 
     Parameters
@@ -42,12 +42,7 @@ class EdgeNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Float (N, 3, H, W), sides multiples of 16, to logits (N, 1, H/2, W/2)."""
-        x = relu6(self._bn0(self._conv_stem(x)))
-        levels = []
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            if index in self.stage_ends:
-                levels.append(x)
+        levels = self.run_stages(x)
         fine, *rest = [lateral(x) for lateral, x in zip(self.lateral, levels, strict=True)]
         y = self.mix[3](relu(rest[3] + rest[2]))
         for mix, level in ((self.mix[2], rest[1]), (self.mix[1], rest[0]), (self.mix[0], fine)):

@@ -53,9 +53,9 @@ def deeplab_v2(
     Raises
     ------
     SettingsError
-        If there is no such backbone, or no class.
+        If the backbone is unknown, or there is no class.
     WeightsError
-        If the weights cannot be had or belong to another network.
+        If the weights cannot be read or belong to another network.
     """
     if classes < 1:
         raise SettingsError(f"classes must be at least 1, got {classes}")

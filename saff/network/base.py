@@ -1,4 +1,4 @@
-"""What every network for segmentation has."""
+"""The attributes that every network for segmentation has."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -31,7 +31,7 @@ class Network(nn.Module):
     head: nn.Module
 
     def stages(self) -> Sequence[nn.Module]:
-        """Give the parts of the trunk, first first, that can be frozen."""
+        """Give the stages of the trunk that can be frozen, in order of execution."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "Network":
@@ -64,5 +64,5 @@ def freeze(network: nn.Module, count: int) -> None:
 
 
 def channels_last(network: nn.Module) -> nn.Module:
-    """Lay weights out with channels last, which CPUs compute two and a half times as fast."""
+    """Store weights with the channels last; CPUs then compute two and a half times as fast."""
     return cast(nn.Module, network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """DeepLab-v2 (Chen et al., TPAMI 2018) on VGG-16, as in the paper, and on ResNet-101.
 
 The last two poolings lose their stride and the convolutions after them are dilated instead, so
-that the map stays at an eighth of the input.  Four branches of different dilation look at it
+that the map stays at an eighth of the input.  Four branches of different dilation read it
 (atrous spatial pyramid pooling) and their class scores are added up.
 """
 
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saff.checkpoints import load_state, open_hub, open_weights
+from saff.checkpoints import WeightsFile, load_state, open_hub, open_weights
 from saff.network.base import Network
 from saff.network.dropout import SampleDropout
 from saff.torchvision_import import models
 
-WEIGHTS_SETTING = "training.network_weights"
 VGG16_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
 DILATIONS = (6, 12, 18, 24)
 BRANCH_CHANNELS = 1024
@@ -23,7 +22,7 @@ DEVIATION = 0.01  # of the normal distribution that new layers start from
 
 
 class DeepLabV2(Network):
-    """Trunk, branches of different dilation, and one classifier a branch.
+    """Trunk, branches of different dilation, and one classifier for each branch.
 
     Parameters
     ----------
@@ -78,12 +77,9 @@ def vgg16(classes: int, *, pretrained: bool, weights: str | None) -> DeepLabV2:
     trunk = _vgg16_trunk()
     published = models.VGG16_Weights.IMAGENET1K_FEATURES
     if pretrained or weights:
-        file = (
-            open_weights(weights) if weights else open_hub("vgg16", published.url, WEIGHTS_SETTING)
-        )
         load_state(
             trunk,
-            file,
+            _open(weights, "vgg16", published.url),
             drop=("classifier.",),
             rename=lambda entry: entry.removeprefix("features."),
         )
@@ -125,19 +121,14 @@ def _vgg16_trunk() -> nn.Sequential:
 
 
 def resnet101(classes: int, *, pretrained: bool, weights: str | None) -> DeepLabV2:
-    """ResNet-101 at stride 8 with the pyramid of DeepLab-v2: one dilated convolution a branch.
+    """ResNet-101 at stride 8 with the pyramid of DeepLab-v2, a dilated convolution per branch.
 
     See :func:`saff.network.deeplab_v2`.
     """
     published = models.ResNet101_Weights.IMAGENET1K_V1
     network = models.resnet101(replace_stride_with_dilation=[False, True, True])
     if pretrained or weights:
-        file = (
-            open_weights(weights)
-            if weights
-            else open_hub("resnet101", published.url, WEIGHTS_SETTING)
-        )
-        load_state(network, file)
+        load_state(network, _open(weights, "resnet101", published.url))
     trunk = nn.Sequential(*list(network.children())[:-2])  # without pooling and classifier
     head = [
         _normal(nn.Conv2d(2048, classes, 3, padding=dilation, dilation=dilation))
@@ -146,6 +137,10 @@ def resnet101(classes: int, *, pretrained: bool, weights: str | None) -> DeepLab
     preset = published.transforms()
     mean, std = (tuple(255 * value for value in values) for values in (preset.mean, preset.std))
     return DeepLabV2(trunk, [nn.Identity() for _ in DILATIONS], head, mean, std)
+
+
+def _open(weights: str | None, name: str, url: str) -> WeightsFile:
+    return open_weights(weights) if weights else open_hub(name, url, "training.network_weights")
 
 
 def _ends_stage(layer: nn.Module) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu, relu6
+from torch.nn.functional import interpolate, relu
 
 from saff.backbones import efficientnet_lite
-from saff.backbones.efficientnet_lite import EfficientNetLite
+from saff.backbones.efficientnet_lite import EfficientNetLite, Stages
 from saff.network.base import Network
 from saff.network.dropout import SampleDropout
 
@@ -24,7 +24,7 @@ DILATIONS = (1, 3, 6)
 DROPOUT = 0.1
 
 
-class LiteTrunk(nn.Module):
+class LiteTrunk(Stages):
     """Stages 1 to 7 of EfficientNet-Lite0; parameter names are those of its weight file."""
 
     def __init__(self, network: EfficientNetLite) -> None:
@@ -35,13 +35,7 @@ class LiteTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Outputs of stages 3 (stride 8), 4, 5 (16), 6 and 7 (32)."""
-        x = relu6(self._bn0(self._conv_stem(x)), inplace=True)
-        levels = []
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            if index in self.stage_ends[FIRST_LEVEL:]:
-                levels.append(x)
-        return levels
+        return self.run_stages(x)[FIRST_LEVEL:]
 
 
 class LiteHead(nn.Module):
