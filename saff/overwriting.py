@@ -4,6 +4,7 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from saff import layout
 from saff.addresses import is_local, locate
@@ -40,46 +41,45 @@ def refuse_inputs(output: Folder, stage: str, targets: Callable[[], Iterable[str
     """
     names = FileNames()
     own = tuple(f"{names.of_folder(output.uri)}/{name}" for name in OWN_NAMES)
-    folders = {
-        posixpath.dirname(key) for uri in inputs_of(output, stage) for key in names.of_input(uri)
-    }
+    inputs = partial(inputs_of, output, stage)
+    folders = {posixpath.dirname(name) for place in inputs() for name in names.of_input(place)}
     by_name: dict[str, str] = {}  # only what could be an input: a large export is not held
     by_inode: dict[Inode, str] = {}
-    for target in targets():
-        name = names.of(target)
+    for place in map(located, targets()):
+        name = names.of(place)
         if name.startswith(own):
             raise SettingsError(
-                f"{target} lies among the results of the run itself; name a folder of its own"
+                f"{place} lies among the results of the run itself; name a folder of its own"
             )
         if posixpath.dirname(name) in folders:
-            by_name[name] = target
-        if (inode := inode_of(target)) is not None:
-            by_inode[inode] = target
+            by_name[name] = place
+        if (inode := inode_of(place)) is not None:
+            by_inode[inode] = place
     if not (by_name or by_inode):
         return
-    for uri in inputs_of(output, stage):
-        found = [by_name[name] for name in names.of_input(uri) if name in by_name]
-        if not found and by_inode and (inode := inode_of(uri)) in by_inode:
+    for place in inputs():
+        found = [by_name[name] for name in names.of_input(place) if name in by_name]
+        if not found and by_inode and (inode := inode_of(place)) in by_inode:
             found = [by_inode[inode]]
         if found:
             raise SettingsError(
-                f"{found[0]} would be written over {uri}, from which this run was made; name "
+                f"{found[0]} would be written over {place}, from which this run was made; name "
                 "another place"
             )
 
 
 def inputs_of(output: Folder, stage: str) -> Iterator[str]:
-    """Paths and URIs that a run was made from: its list of images, and each image."""
+    """Places that a run was made from: its list of images, and each image; see :func:`located`."""
     source = str(read_run(output).get("source", "")).removeprefix(OF_MANIFEST)
     if source:
-        yield source
+        yield located(source)
     manifest = layout.manifest(output)
     for folder, names in (
         (manifest, manifest.names(PART_SUFFIX)),
         (output / stage, parts_of(output, stage)),
     ):
         for name in names:
-            yield from (uri for uri in read_column(folder, name, "uri") if uri)
+            yield from (located(uri) for uri in read_column(folder, name, "uri") if uri)
 
 
 def is_among_images(output: Folder, place: str) -> bool:
@@ -97,63 +97,60 @@ def is_among_images(output: Folder, place: str) -> bool:
 
 def is_same_file(one: str, other: str) -> bool:
     """Whether two paths or URIs are one file, also by a link or by a name in another case."""
-    names = FileNames()
-    if {names.of(one), *names.of_input(one)} & {names.of(other), *names.of_input(other)}:
+    names, places = FileNames(), (located(one), located(other))
+    if set.intersection(*({names.of(place), *names.of_input(place)} for place in places)):
         return True
-    inode = inode_of(one)
-    return inode is not None and inode == inode_of(other)
+    inode, second = map(inode_of, places)
+    return inode is not None and inode == second
+
+
+def located(uri: str) -> str:
+    """Absolute path of a file of this machine; any other address stays as it is."""
+    try:
+        fs, path = locate(uri, signed=True)
+    except SettingsError:
+        return uri
+    return str(path) if is_local(fs) else uri
 
 
 class FileNames:
     """Gives two names of one file one spelling: without links, case and ways to write accents.
 
-    Addresses that are not of this machine stay as they are.
+    Places are as :func:`located` gives them; addresses of another machine stay as they are.
     """
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
 
-    def of(self, uri: str) -> str:
+    def of(self, place: str) -> str:
         """Spelling of a file's name; a link in its place is not followed."""
-        path = local_path(uri)
-        if path is None:
-            return uri
-        folder, name = os.path.split(path)
+        if not os.path.isabs(place):
+            return place
+        folder, name = os.path.split(place)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder).rstrip("/")
         return _folded(f"{self._folders[folder]}/{name}")
 
     def of_folder(self, uri: str) -> str:
         """Spelling of a folder; links are followed."""
-        path = local_path(uri)
-        return uri if path is None else _folded(os.path.realpath(path).rstrip("/"))
+        place = located(uri)
+        return _folded(os.path.realpath(place).rstrip("/")) if os.path.isabs(place) else place
 
-    def of_input(self, uri: str) -> set[str]:
+    def of_input(self, place: str) -> set[str]:
         """Spellings of a file that is read: its name, and where a link in its place leads."""
-        path = local_path(uri)
-        if path is not None and os.path.islink(path):
-            return {self.of(uri), _folded(os.path.realpath(path))}
-        return {self.of(uri)}
+        if os.path.isabs(place) and os.path.islink(place):
+            return {self.of(place), _folded(os.path.realpath(place))}
+        return {self.of(place)}
 
 
 def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
-def local_path(uri: str) -> str | None:
-    """Path of a file of this machine; None for an address elsewhere, and for one that is none."""
-    try:
-        fs, path = locate(uri, signed=True)
-    except SettingsError:
-        return None
-    return path if is_local(fs) else None
-
-
-def inode_of(uri: str) -> Inode | None:
+def inode_of(place: str) -> Inode | None:
     """What tells a file of this machine from all others, links followed; None if there is none."""
-    path = local_path(uri)
     try:
-        found = None if path is None else os.stat(path)
+        found = os.stat(place) if os.path.isabs(place) else None
     except (OSError, ValueError):
         return None
     return None if found is None else (found.st_dev, found.st_ino)

@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from saff.addresses import LOCAL, is_local
 from saff.arrays import AnyArray, Image
@@ -20,10 +19,10 @@ from saff.ids import is_safe_id
 from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
 from saff.photographs import Photographs
 from saff.pictures import What, encode_picture, needs_image, picture, picture_format
-from saff.retries import BAD_ADDRESS, error_code
+from saff.retries import BAD_ADDRESS, BRIEF, error_code, retry_limit
 from saff.rows import decode_map, rows_of
 from saff.shards import Row
-from saff.storage import Folder, as_storage_error, with_brief_retries
+from saff.storage import Folder, as_storage_error, read_bytes, with_brief_retries
 
 LISTED = 20  # images that are named where a file could not be written
 FAILURES = 3  # uploads that fail one after the other, before the store is at fault
@@ -390,11 +389,14 @@ def save_picture(
 
 
 def read_photograph(source: str) -> bytes:
-    """Read the file that a person named, or standard input for ``-``.
+    """Read a photograph that a person named by path or URI, or standard input for ``-``.
 
     Raises
     ------
-    OSError
+    OSError, SaffError
         If it cannot be read.
     """
-    return sys.stdin.buffer.read() if source == STANDARD else Path(source).read_bytes()
+    if source == STANDARD:
+        return sys.stdin.buffer.read()
+    with retry_limit(BRIEF):
+        return read_bytes(source)

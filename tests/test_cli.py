@@ -363,6 +363,21 @@ def test_segment_refuses_a_file_before_the_picture_is_read(call, tmp_path, monke
     assert os.listdir(tmp_path) == ["folder.png"]
 
 
+@pytest.mark.s3
+def test_segment_reads_a_picture_by_its_address(
+    call, corpus, settings_file, tmp_path, bucket, s3_other
+):
+    photo = corpus / "chelsea ü.png"
+    s3_other.put_file(str(photo), f"{bucket}/a b.png")
+    words = ["--config", settings_file, "-o", tmp_path / "out.png"]
+    found = []
+    for source in (photo, photo.as_uri(), f"{bucket}/a b.png"):
+        assert call("segment", source, *words) == (0, "", "")
+        found.append((tmp_path / "out.png").read_bytes())
+    assert found[0] == found[1] == found[2]
+    assert "nothing.png" in refusal(call("segment", f"{bucket}/nothing.png", *words))
+
+
 def test_segment_does_not_write_over_its_photograph(call, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photo = tmp_path / "d.png"

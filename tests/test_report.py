@@ -754,6 +754,8 @@ def test_the_report_of_a_hostile_run_shows_everything_as_text_and_runs_nothing(b
     for text in texts:
         spelt = " ".join(STEERING.get(text, text).split())
         assert flat.count(spelt) >= 3, text  # kind, image, error
+        setting = visible(json.dumps(text, ensure_ascii=False))
+        assert " ".join(setting.split()) in flat
     assert 'run "><script>alert(8)<' in shown
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u2028\x85\x1b]", shown)
     foreign = "[onerror], [onload], template, iframe, a[href^='javascript'], img:not([src^=data])"

@@ -36,7 +36,9 @@ class Method(str, Enum):
 
 
 def segment(
-    image: Annotated[str, typer.Argument(help="A picture; - reads standard input.")],
+    image: Annotated[
+        str, typer.Argument(help="A picture, by path or URI; - reads standard input.")
+    ],
     to: Annotated[
         str,
         typer.Option(

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from saff.arrays import AnyArray
 from saff.layout import Stage
@@ -34,6 +32,9 @@ from saff.report.cards import (
 )
 from saff.report.plots import precision_recall_svg, training_svg
 from saff.report.text import visible
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -267,7 +268,9 @@ def _source_hash(script: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _template() -> jinja2.Template:
+def _template() -> "jinja2.Template":
+    import jinja2  # not at the top: most commands draw no page
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("saff"),
         autoescape=True,
