@@ -288,7 +288,7 @@ class Config:
 
 
 def default() -> Config:
-    """Recommended settings; no download, about a quarter of a second an image on one core.
+    """Recommended settings; no download, about 0.3 s of one core per image.
 
     They differ from :func:`paper` in the semantic feature (features instead of class scores), in
     the seeds (from a consensus instead of the product of two cues), in the fit (pulled towards a

@@ -1,0 +1,140 @@
+"""What the documentation says of settings is what the code does."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from saff import config
+from saff.config import Config, Inference, Training
+
+HOME = Path(__file__).parents[1]
+PAGES = [HOME / "README.md", HOME / "CONTRIBUTING.md", *sorted((HOME / "docs").rglob("*.md"))]
+NAMED = {name: json.loads(make().to_json()) for name, make in config.NAMED.items()}
+SECTIONS = {"": Config, "training.": Training, "inference.": Inference}
+SETTINGS = {
+    prefix + field.name
+    for prefix, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+    if field.name not in ("training", "inference")
+}
+LONG = "|".join(sorted((name for name in SETTINGS if "_" in name), key=len, reverse=True))
+STATED = re.compile(  # `name` is 5, `name` (5), `name` of 5, `name`: 5, `name` = 5, `name=5`
+    rf"`({LONG})(?:`(?: is| of|:| =)? [(`]*|=)(\d[\d.,_]*\d|\d|\.\d+)( million)?"
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def value_of(settings, name):
+    section, _, last = name.rpartition(".")
+    return (settings[section] if section else settings)[last]
+
+
+def json_of(page):
+    """JSON that a page prints as settings: blocks, and code in lines that begins with a name."""
+    text = page.read_text(encoding="utf-8")
+    blocks = (block for kind, block in FENCE.findall(text) if kind == "json")
+    yield from (block for block in blocks if '"Statement"' not in block)  # a policy of AWS
+    for code in INLINE.findall(FENCE.sub("", text)):
+        if re.match(r'"\w+": ', code):
+            yield f"{{{code}}}"
+        elif code.startswith('{"'):
+            yield code
+
+
+def tables_of(page):
+    """Tables of settings: the names in the header and the rows, cells as JSON."""
+    for table in re.findall(r"^\| Setting \|.*\n(?:\|.*\n)+", page.read_text(), re.MULTILINE):
+        header, _, *rows = (
+            [cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()
+        )
+        yield header[1:], {name: [json.loads(cell) for cell in cells] for name, *cells in rows}
+
+
+def names_of(text):
+    """Settings of a section that a text names, as ``training.steps``."""
+    for section, name in re.findall(r"(?<![\w/.-])(training|inference)\.([a-z_]+)\b", text):
+        if name not in ("py", "md"):
+            yield f"{section}.{name}"
+
+
+def wrong_statements(text):
+    """Settings that a text states with a number that no configuration has."""
+    for name, number, million in STATED.findall(text):
+        value = float(number.replace(",", "").replace("_", "")) * (1e6 if million else 1)
+        known = {value_of(settings, name) for settings in NAMED.values()}
+        if value not in known:
+            yield f"{name} is {value:g}, not {sorted(known)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_a_page_prints_exist(page):
+    for text in json_of(page):
+        assert config.from_json(text).digest()
+    assert {*names_of(page.read_text())} <= SETTINGS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_values_that_a_page_states_are_those_of_the_code(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    assert list(wrong_statements(text)) == []
+    for names, rows in tables_of(page):
+        for setting, cells in rows.items():
+            expected = [value_of(NAMED[name], setting) for name in names]
+            assert cells == expected, f"{setting} in {page.name}"
+
+
+def test_tables_hold_every_setting_in_which_the_configurations_differ():
+    found = {}
+    for page in PAGES:
+        for names, rows in tables_of(page):
+            for setting in rows:
+                found.setdefault(setting, set()).update(names)
+    for setting in SETTINGS:
+        values = {name: json.dumps(value_of(settings, setting)) for name, settings in NAMED.items()}
+        if len({*values.values()}) > 1:
+            differ = {name for name in NAMED if values[name] != values["default"]}
+            assert found.get(setting, set()) >= {"default", *differ}, setting
+
+
+EQUATIONS = [  # of docs/method.md, and the settings that stand in them
+    ("paper", r"S_a\(i\)} < ([\d.]+), ", ["background_below"]),
+    ("paper", r"S_a\(i\)} > ([\d.]+) \.", ["foreground_above"]),
+    ("default", r"e_i < ([\d.]+), .*e_i > ([\d.]+), ", ["background_below", "foreground_above"]),
+    ("default", r"\\cos\^\+\(f_i\^l, f_j\^l\)\\Bigr\)\^{(\d)}\n", ["affinity_power"]),
+    ("default", r"N\(M'_s\\, s\)\\bigr\)\^{([\d.]+)}", ["gamma"]),
+    ("default", r"sets \$\\lambda\$ = (\d+), which", ["prior_strength"]),
+    ("default", r"\*\*([\d.]+) \.728 / \.877\*\*, 6", ["edge_scale"]),
+    ("default", r"about 300 \((\d+) in `default\(\)`\)", ["superpixel_count"]),
+    ("paper", r"SLIC from OpenCV, about (\d+) \(", ["superpixel_count"]),
+    ("default", r"Computed at (\d+) pixels on the longer side", ["working_side"]),
+    ("paper", r"with \$T\$ = (\d+) \(", ["temperature"]),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "settings"), EQUATIONS)
+def test_equations_of_the_method_hold_the_values_of_the_code(name, pattern, settings):
+    found = re.search(pattern, (HOME / "docs" / "method.md").read_text(encoding="utf-8"))
+    assert found, pattern
+    assert [float(number) for number in found.groups()] == [NAMED[name][s] for s in settings]
+
+
+def test_the_search_finds_what_is_wrong():
+    assert list(wrong_statements("`superpixel_count` is 301 and `max_pixels` (5 million)")) == [
+        "superpixel_count is 301, not [300, 450, 600]",
+        "max_pixels is 5e+06, not [100000000]",
+    ]
+    right = "`superpixel_count` is 450, `max_pixels` (100 million), `training.crop_size` = 320"
+    assert list(wrong_statements(right)) == []
+    assert len(STATED.findall(right)) == 3
+    assert list(names_of("a lower `training.rate` in training.py")) == ["training.rate"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/laptop.md"])
+def test_every_named_configuration_is_introduced(page):
+    text = (HOME / page).read_text(encoding="utf-8")
+    for name in NAMED:
+        assert f"`{name}`" in text
