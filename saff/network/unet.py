@@ -10,42 +10,19 @@ from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, relu, relu6
+from torch.nn.functional import relu
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saff.backbones import efficientnet_lite
-from saff.backbones.efficientnet_lite import EfficientNetLite
-from saff.network.base import Network
+from saff.network.lite import LiteNetwork, resize_like
 
 FIRST_LEVEL = 1  # stage 2 is the last of stride 4
 WIDTH = 96
 DILATIONS = (1, 3, 6)
 
 
-class FineTrunk(nn.Module):
-    """Stages 1 to 7 of EfficientNet-Lite; parameter names are those of its weight file."""
-
-    def __init__(self, network: EfficientNetLite) -> None:
-        super().__init__()
-        self._conv_stem, self._bn0 = network._conv_stem, network._bn0
-        self._blocks = network._blocks
-        self.stage_ends = network.stage_ends
-        last_blocks = [network._blocks[end] for end in network.stage_ends[FIRST_LEVEL:]]
-        self.channels = [cast(nn.Conv2d, b._project_conv).out_channels for b in last_blocks]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs of stages 2 (stride 4), 3 (8), 4, 5 (16), 6 and 7 (32)."""
-        x = relu6(self._bn0(self._conv_stem(x)), inplace=True)
-        levels = []
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            if index in self.stage_ends[FIRST_LEVEL:]:
-                levels.append(x)
-        return levels
-
-
 class UHead(nn.Module):
-    """What is learnt anew: levels to class scores at stride 4.
+    """The layers that start from random numbers: levels to class scores at stride 4.
 
     Parameters
     ----------
@@ -72,51 +49,19 @@ class UHead(nn.Module):
         seen = [branch(y) for branch in self.branches]
         y = y + seen[0] + seen[1] + seen[2] + self.whole(y.mean((2, 3), keepdim=True))
         for mix, level in zip(self.up, (sixteen + sixteen_b, eight, four), strict=True):
-            y = mix(relu(_resize(y, level) + level))
+            y = mix(relu(resize_like(y, level) + level))
         return cast(Tensor, self.score(y))
 
 
-class LiteUNet(Network):
-    """Trunk and head.
-
-    Parameters
-    ----------
-    trunk : FineTrunk
-        Image to levels.
-    head : UHead
-        Levels to logits.
-    """
-
-    mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
-    multiple = 32
-
-    def __init__(self, trunk: FineTrunk, head: UHead) -> None:
-        super().__init__()
-        self.trunk, self.head = trunk, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float (N, 3, H, W), sides multiples of 32, to logits (N, classes, H/4, W/4)."""
-        return cast(Tensor, self.head(self.trunk(x)))
-
-    def stages(self) -> Sequence[nn.Module]:
-        """The seven stages of the trunk, the stem with the first."""
-        trunk = self.trunk
-        blocks = list(trunk._blocks)
-        starts = [0, *(end + 1 for end in trunk.stage_ends[:-1])]
-        ends = [end + 1 for end in trunk.stage_ends]
-        stages = [blocks[a:b] for a, b in zip(starts, ends, strict=True)]
-        stages[0] = [trunk._conv_stem, trunk._bn0, *stages[0]]
-        return [nn.ModuleList(stage) for stage in stages]
+class LiteUNet(LiteNetwork):
+    """Logits at a quarter of the size of the image."""
 
 
 def lite_unet(name: str, classes: int, *, pretrained: bool, weights: str | None) -> LiteUNet:
     """Make the network of a name in ``saff.network.UNETS``; see :func:`saff.network.load`."""
-    trunk_name = name.removesuffix("_unet")
-    if pretrained or weights:
-        network, _ = efficientnet_lite.load(trunk_name, weights)
-    else:
-        network = EfficientNetLite(trunk_name)
-    trunk = FineTrunk(network)
+    trunk = efficientnet_lite.load_trunk(
+        name.removesuffix("_unet"), FIRST_LEVEL, pretrained=pretrained, weights=weights
+    )
     return LiteUNet(trunk, UHead(trunk.channels, classes))
 
 
@@ -145,7 +90,3 @@ def _separable(dilation: int) -> nn.Sequential:
         nn.BatchNorm2d(WIDTH),
         nn.ReLU(inplace=True),
     )
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
