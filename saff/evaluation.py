@@ -1,100 +1,141 @@
-"""Measuring a stage of a run against masks: parts one by one or spread over a cluster.
+"""Measuring a stage of a run against true masks: parts one by one or spread over a cluster.
 
-Each part gives sums of a fixed size; the sums of all parts add up to the same result in any order.
+First masks and images are listed, and those without a counterpart are counted.  Then each part
+gives sums of a fixed size; the sums of all parts add up to the same result in any order.
 """
 
-import contextlib
+import heapq
 import json
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, Literal, TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from saff import layout, metrics
-from saff.addresses import is_local
 from saff.errors import SettingsError
+from saff.images import DEFAULT_MAX_PIXELS
 from saff.layout import PART_SUFFIX
 from saff.metrics import Evaluation
 from saff.rows import decode_map
 from saff.runs import read_run, stage_digest
-from saff.shards import Row, read_all_rows
-from saff.storage import NO_FILE, Folder, as_storage_error, with_brief_retries
+from saff.shards import Row, read_all_rows, read_rows
+from saff.storage import Folder, read_each, with_brief_retries
+from saff.truth import Masks, TruthFormat, read_mask
 
-TruthFormat: TypeAlias = Literal["voc", "binary"]
 COLUMNS = ["image_id", "height", "width", "confidence"]
+WAVE_BYTES = 32 * 2**20  # of names of masks, sent to the cluster at a time
+NAMED = 5  # of the masks at fault
+FIRST = 3  # of what is left out
+
+REASONS = {
+    "failed": "that failed",
+    "no_mask": "without a mask",
+    "mask_not_read": "whose mask has a format that is not read (expected PNG, BMP, GIF or TIFF)",
+    "mask_in_conflict": "with a shared mask or several",
+    "no_foreground": "whose mask has no foreground",
+}
+"""Why images are left out: names in metrics.json, and the words for them."""
+
+
+class Named(NamedTuple):
+    """Something left out, in the order of parts and rows.
+
+    Attributes
+    ----------
+    part, row : str, int
+        Where it is.
+    name, reason : str
+        What it is, and perhaps why.
+    """
+
+    part: str
+    row: int
+    name: str
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """How many were left out, and the first few of them whatever the order of counting."""
+
+    count: int = 0
+    first: list[Named] = field(default_factory=list)
+
+    def add(self, named: Named) -> None:
+        """Count one more."""
+        self.merge(LeftOut(1, [named]))
+
+    def merge(self, other: "LeftOut") -> None:
+        """Count those of another part, too."""
+        self.count += other.count
+        self.first = heapq.nsmallest(NAMED, [*self.first, *other.first])
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatePart:
-    """Measure the images of one part; a callable from ``{"part": name}`` to sums.
+    """Measure the images of one part; a callable that may run on a cluster.
 
     Attributes
     ----------
     shards : Folder
         Of the stage.
-    truth : str
-        Folder or prefix of masks.
-    truth_format : {"voc", "binary"}
-        See :func:`saff.metrics.read_truth`.
+    masks : Folder
+        Of the true masks.
+    truth_format : str
+        See :mod:`saff.truth`.
     normalise : bool
         Stretch each map to 0..255 first.
     """
 
     shards: Folder
-    truth: str
+    masks: Folder
     truth_format: TruthFormat
     normalise: bool
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Give ``failed``, ``without_truth`` and the fields of an Evaluation, sums flattened."""
-        masks = Folder.at(self.truth)
+        """Measure the images of ``part`` whose mask ``masks`` names: JSON, null for no mask.
+
+        Returns
+        -------
+        sums : dict
+            The fields of an Evaluation, sums flattened; ``left_out``, JSON of counts and names.
+        """
         evaluation = Evaluation(normalise=self.normalise)
-        failed = without_truth = 0
-        for image in read_all_rows(self.shards, row["part"], COLUMNS):
-            if image["confidence"] is None:
-                failed += 1
-                continue
-            name, data = read_mask(masks, image["image_id"], self.truth)
-            if data is None:
-                without_truth += 1
-                continue
-            confidence = decode_map(image, "confidence")
-            try:
-                mask, valid = metrics.read_truth(data, self.truth_format)
-                evaluation.add(confidence, mask, valid)
-            except ValueError as error:
-                raise SettingsError(f"mask {name} of {self.truth}: {error}") from error
+        out = _nothing("no_foreground", "size", "unreadable")
+        images = read_all_rows(self.shards, row["part"], COLUMNS)
+        for number, (image, mask) in enumerate(zip(images, json.loads(row["masks"]), strict=True)):
+            if mask is not None:
+                fault, reason = self._measure(evaluation, image, mask)
+                if fault:
+                    out[fault].add(Named(row["part"], number, mask, reason))
         return {
-            "failed": failed,
-            "without_truth": without_truth,
+            "left_out": json.dumps({name: [o.count, o.first] for name, o in out.items()}),
             "images": evaluation.images,
             "skipped": evaluation.skipped,
             "best_thresholds": evaluation.best_thresholds,
             **evaluation.sums,
         }
 
+    def _measure(self, evaluation: Evaluation, image: Row, mask: str) -> tuple[str, str]:
+        """Take an image in, or give the kind of fault that its mask has, and the reason."""
+        shape = (image["height"], image["width"])
+        limit = max(DEFAULT_MAX_PIXELS, shape[0] * shape[1])
+        try:
+            truth = read_mask(self.masks, mask, self.truth_format, max_pixels=limit)
+        except SettingsError as error:
+            return "unreadable", str(error)
+        if truth.mask.shape != shape:
+            (height, width), (rows, columns) = truth.mask.shape, shape
+            return "size", f"it is {width} x {height}, its image {columns} x {rows}"
+        skipped = evaluation.skipped
+        evaluation.add(decode_map(image, "confidence"), truth.mask, truth.valid)
+        return ("no_foreground" if evaluation.skipped > skipped else "", "")
 
-def read_mask(masks: Folder, image_id: str, truth: str) -> tuple[str, bytes | None]:
-    """Read the mask of an image, named by its whole id or by the last part of it.
 
-    Returns
-    -------
-    name : str
-        Of the file; empty if there is none.
-    data : bytes or None
-        Its content.
-    """
-    stem = os.path.splitext(image_id)[0]
-    for name in dict.fromkeys((f"{stem}.png", f"{PurePosixPath(stem).name}.png")):
-        with as_storage_error(f"mask {name} of {truth}"):
-            try:
-                return name, masks.read(name)
-            except NO_FILE:
-                continue
-    return "", None
+def _nothing(*reasons: str) -> dict[str, LeftOut]:
+    return {reason: LeftOut() for reason in reasons}
 
 
 def _evaluation(sums: dict[str, Any], normalise: bool) -> Evaluation:
@@ -106,12 +147,13 @@ def _evaluation(sums: dict[str, Any], normalise: bool) -> Evaluation:
     return evaluation
 
 
-Mapper: TypeAlias = Callable[[EvaluatePart, list[str]], Iterable[dict[str, Any]]]
+Mapper: TypeAlias = Callable[[Any, list[Any]], Iterable[dict[str, Any]]]
+"""Applies a task to parts, each a name or a row that holds the name as ``part``."""
 
 
-def one_by_one(task: EvaluatePart, parts: list[str]) -> Iterable[dict[str, Any]]:
-    """Evaluate part after part in this process."""
-    return (task({"part": part}) for part in parts)
+def one_by_one(task: Callable[[Row], Row], parts: list[Any]) -> Iterable[dict[str, Any]]:
+    """Apply a task to part after part in this process."""
+    return (task({"part": part} if isinstance(part, str) else part) for part in parts)
 
 
 def evaluate(
@@ -121,6 +163,7 @@ def evaluate(
     stage: str,
     *,
     normalise: bool = True,
+    partial: bool = False,
     map_parts: Mapper = one_by_one,
 ) -> Row:
     """Measure a stage against masks; writes ``evaluation/STAGE/metrics.json`` and the curve.
@@ -130,13 +173,16 @@ def evaluate(
     output : Folder
         A run.
     truth : str
-        Folder or prefix of PNG masks, named by the image's id or its last part, without extension.
-    truth_format : {"voc", "binary"}
-        See :func:`saff.metrics.read_truth`.
+        Folder or prefix of masks, named as :class:`saff.truth.Masks` looks for them.
+    truth_format : {"binary", "half", "voc", "nonzero", "alpha"}
+        See :mod:`saff.truth`.
     stage : str
         ``"pseudo_labels"`` or ``"predictions"``.
     normalise : bool
         Stretch each map to 0..255 first.
+    partial : bool
+        Measure even if that is less than half of the images that have a result, and leave out
+        images that would share a mask or have several.
     map_parts : callable
         Applies a task to parts: :func:`one_by_one`, or :func:`saff.cluster.map_parts` over a
         cluster, which gives the same to the last bit.
@@ -144,36 +190,54 @@ def evaluate(
     Returns
     -------
     summary : dict
-        As in metrics.json; ``failed`` and ``without_truth`` count images that were left out,
-        ``parts_to_do`` parts of the manifest that the stage does not have yet.
+        As in metrics.json.  ``rows`` counts the images of the stage; ``left_out`` has a ``count``
+        and the ``first`` three for each reason of :data:`REASONS` and for
+        ``masks_without_image``; ``parts_to_do`` counts the parts of the manifest that the stage
+        does not have yet.
 
     Raises
     ------
     SettingsError
-        If no image has truth, or a mask cannot be read or has another size than its image.
+        If a mask cannot be read or has another size than its image, or too few images have one.
     """
     read_run(output)
-    parts = (output / stage).names(".parquet")
+    parts = (output / stage).names(PART_SUFFIX)
     if not parts:
         raise SettingsError(f"{output.uri} has no {stage} yet; run that job first")
-    _check_there(Folder.at(truth), truth)
-    task = EvaluatePart(output / stage, truth, truth_format, normalise)
+    masks = Masks(truth)
+    to_do = sorted({*layout.manifest(output).names(PART_SUFFIX)} - {*parts})
+    out = _nothing(*REASONS, "masks_without_image", "size", "unreadable")
+    rows = _match(masks, output / stage, parts, out)
+    _claim(masks, layout.manifest(output), to_do)
+    count, names = masks.unused(FIRST)
+    out["masks_without_image"] = LeftOut(count, [Named("", i, n) for i, n in enumerate(names)])
+    _take_conflicts(masks, out, partial=partial)
+    _refuse_few(
+        max(0, rows - sum(out[reason].count for reason in REASONS)), rows, truth, out, partial
+    )
+    task = EvaluatePart(output / stage, masks.folder, truth_format, normalise)
     whole = Evaluation(normalise=normalise)
-    failed = without_truth = 0
-    for sums in map_parts(task, parts):
-        whole = whole + _evaluation(sums, normalise)
-        failed += int(sums["failed"])
-        without_truth += int(sums["without_truth"])
-    if not whole.images:
-        raise SettingsError(
-            f"nothing to measure: {without_truth} images have no mask in {truth}, {failed} failed, "
-            f"{whole.skipped} have a mask without foreground; masks are PNG files named like "
-            "the images"
-        )
+    for wave in _waves(masks, output / stage, parts):
+        for sums in map_parts(task, wave):
+            whole = whole + _evaluation(sums, normalise)
+            for fault, (count, first) in json.loads(sums["left_out"]).items():
+                out[fault].merge(LeftOut(count, [Named(*named) for named in first]))
+    _refuse_faults(truth, out)
+    _refuse_few(whole.images, rows, truth, out, partial)
     summary = whole.summary() | {
-        "failed": failed,
-        "without_truth": without_truth,
-        "parts_to_do": len({*layout.manifest(output).names(PART_SUFFIX)} - {*parts}),
+        "rows": rows,
+        "failed": out["failed"].count,
+        "without_truth": sum(
+            out[reason].count for reason in ("no_mask", "mask_not_read", "mask_in_conflict")
+        ),
+        "left_out": {
+            reason: {
+                "count": out[reason].count,
+                "first": [n.name for n in out[reason].first[:FIRST]],
+            }
+            for reason in (*REASONS, "masks_without_image")
+        },
+        "parts_to_do": len(to_do),
         "digest": stage_digest(output, stage),
     }
     curve, folder = whole.curve(), layout.evaluation(output, stage)
@@ -184,11 +248,139 @@ def evaluate(
     return summary
 
 
-def _check_there(masks: Folder, truth: str) -> None:
-    with with_brief_retries(truth):
-        there = masks.fs.exists(masks.path)
-        if there and is_local(masks.fs):
-            with contextlib.suppress(NotADirectoryError), os.scandir(masks.path) as entries:
-                there = any(entries)
-    if not there:
-        raise SettingsError(f"no masks at {truth}")
+def describe_left_out(summary: Row) -> list[str]:
+    """Say in lines what a summary has left out, and why; nothing where it is all there."""
+    found = {reason: summary["left_out"][reason] for reason in (*REASONS, "masks_without_image")}
+    return [_line(reason, f["count"], f["first"]) for reason, f in found.items() if f["count"]]
+
+
+def _line(reason: str, count: int, first: list[str]) -> str:
+    words = REASONS.get(reason)
+    what = (
+        f"left out: {_count(count, 'image')} {words}"
+        if words
+        else f"{_count(count, 'mask')} without an image"
+    )
+    return f"{what}: {', '.join(first)}{', ...' if count > len(first) else ''}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# Images and masks
+
+
+def _match(masks: Masks, stage: Folder, parts: list[str], out: dict[str, LeftOut]) -> int:
+    """Claim the masks of all images of a stage; count the images, and those without a mask."""
+    rows = 0
+    for part, number, image_id, error in _ids(stage, parts):
+        rows += 1
+        has_mask = masks.claim(image_id, measured=error is None)
+        if error is not None:
+            out["failed"].add(Named(part, number, image_id))
+        elif not has_mask:
+            unread = masks.unread(image_id)
+            reason = "mask_not_read" if unread else "no_mask"
+            out[reason].add(Named(part, number, unread or image_id))
+    return rows
+
+
+def _claim(masks: Masks, manifest: Folder, parts: list[str]) -> None:
+    """Claim the masks of images that the stage does not have yet: they belong to an image."""
+    for _, ids in zip(parts, read_each(_read_ids, manifest, parts), strict=True):
+        for row in ids:
+            masks.claim(row["image_id"], measured=False)
+
+
+def _ids(stage: Folder, parts: list[str]) -> Iterator[tuple[str, int, str, str | None]]:
+    """Part, number in it, id and error of every image, a few parts in memory."""
+    for part, rows in zip(parts, read_each(_read_results, stage, parts), strict=True):
+        for number, row in enumerate(rows):
+            yield part, number, row["image_id"], row["error_kind"]
+
+
+def _read_ids(manifest: Folder, part: str) -> list[Row]:
+    return list(read_rows(manifest, part, ["image_id"]))
+
+
+def _read_results(stage: Folder, part: str) -> list[Row]:
+    return list(read_rows(stage, part, ["image_id", "error_kind"]))
+
+
+def _waves(masks: Masks, stage: Folder, parts: list[str]) -> Iterator[list[Row]]:
+    """Rows for :class:`EvaluatePart`, as many at a time as fit in the driver's memory."""
+    wave: list[Row] = []
+    size = 0
+    for part, rows in zip(parts, read_each(_read_results, stage, parts), strict=True):
+        names = json.dumps(
+            [None if r["error_kind"] is not None else masks.find(r["image_id"]) for r in rows]
+        )
+        wave.append({"part": part, "masks": names})
+        size += len(names)
+        if size > WAVE_BYTES:
+            yield wave
+            wave, size = [], 0
+    if wave:
+        yield wave
+
+
+# Refusals
+
+
+def _take_conflicts(masks: Masks, out: dict[str, LeftOut], *, partial: bool) -> None:
+    count, named = masks.conflicts(NAMED)
+    if count and not partial:
+        raise SettingsError(
+            f"{_count(count, 'image')} with a shared mask of {masks.truth} or several: "
+            f"{'; '.join(named)}; "
+            "name each mask like its image, as saff export does (a.jpg.png beside a.png.png), or "
+            "leave these images out with --partial"
+        )
+    out["mask_in_conflict"] = LeftOut(count, [Named("", i, text) for i, text in enumerate(named)])
+
+
+def _refuse_few(
+    measured: int, rows: int, truth: str, out: dict[str, LeftOut], partial: bool
+) -> None:
+    """Refuse to measure nothing at all or, without ``partial``, less than half of the results."""
+    results = rows - out["failed"].count
+    if measured and (partial or 2 * measured >= results):
+        return
+    lines = [
+        _line(reason, found.count, [named.name for named in found.first[:FIRST]])
+        for reason, found in out.items()
+        if found.count and reason in (*REASONS, "masks_without_image")
+    ]
+    what = (
+        f"only {measured:,} of {results:,} images can be measured"
+        if measured
+        else "nothing to measure"
+    )
+    remedy = "; measure them all the same with --partial" if measured else ""
+    raise SettingsError(
+        f"{what} with the masks in {truth}; {'; '.join(lines)}; masks are named like the images, "
+        f"whole ids (dogs/a.png) or their last part (a.png){remedy}"
+    )
+
+
+def _refuse_faults(truth: str, out: dict[str, LeftOut]) -> None:
+    """Refuse masks of another size than their image and masks that cannot be read, all at once."""
+    faults = []
+    for kind, words in (
+        ("size", "with another size than the image"),
+        ("unreadable", "that cannot be read"),
+    ):
+        found = out[kind]
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for named in found.first:
+            by_reason[named.reason].append(named.name)
+        if found.count:
+            reasons = "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())
+            more = found.count - len(found.first)
+            faults.append(
+                f"{_count(found.count, 'mask')} of {truth} {words}: {reasons}"
+                + (f"; and {more:,} more" if more else "")
+            )
+    if faults:
+        raise SettingsError(". ".join(faults))

@@ -22,11 +22,10 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from saff.arrays import AnyArray
 
@@ -330,8 +329,7 @@ class Evaluation:
     def _mean(self, name: str) -> NDArray[np.float64]:
         if not self.images:
             raise ValueError(
-                f"no image with foreground truth to average over ({self.skipped} without);"
-                " masks of 0 and 1 need the truth format 'voc', masks of 0 and 255 'binary'"
+                f"no image with foreground truth to average over ({self.skipped} without)"
             )
         return np.asarray(self.sums[name] / (_UNIT * self.images), np.float64)
 
@@ -388,58 +386,6 @@ def _at_half(counts: NDArray[np.intp]) -> dict[str, Any]:
         "iou": hits / (foreground.sum() + false_alarms),
         "accuracy": (hits + background[:HALF].sum()) / pixels,
     }
-
-
-def read_truth(data: bytes, truth_format: Literal["voc", "binary"]) -> tuple[Flags, Flags]:
-    """Read a PNG mask as truth.
-
-    Parameters
-    ----------
-    data : bytes
-        Content of the file.
-    truth_format : {"voc", "binary"}
-        ``voc``: palette indices, or grey levels, 0 background, 1..20 foreground (the classes),
-        255 void. ``binary``: foreground where the grey level is above 127; colours count by their
-        luminance, an alpha channel is ignored, nothing is void.
-
-    Returns
-    -------
-    truth, valid : bool arrays of shape (H, W)
-        Foreground, and the pixels that count.
-
-    Raises
-    ------
-    ValueError
-        If the format is unknown, the file is no whole PNG, its mode does not suit the format, or
-        a ``voc`` mask holds values of 21..254.
-    """
-    if truth_format not in ("voc", "binary"):
-        raise ValueError(f"truth_format must be 'voc' or 'binary', got {truth_format!r}")
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-    except UnidentifiedImageError:  # its text holds an object address
-        raise ValueError("truth must be a PNG mask, and this file is no PNG image") from None
-    except Exception as error:  # OSError, SyntaxError, ValueError, zlib.error, ...
-        raise ValueError(f"truth is a PNG file that cannot be read: {error}") from error
-    if truth_format == "binary":
-        if image.mode.startswith("I"):
-            raise ValueError("a binary truth must have 8 bits per channel, got a 16-bit grey PNG")
-        truth = np.asarray(image.convert("L")) > 127
-        return truth, np.ones_like(truth)
-    if image.mode not in ("P", "L"):  # "1": its 1 is white, that is 255, but hardly meant as void
-        raise ValueError(
-            f"a voc truth must be a palette or 8-bit grey PNG, got mode {image.mode};"
-            " masks that are black and white need the truth format 'binary'"
-        )
-    index = np.asarray(image)
-    strange = np.unique(index[(index > 20) & (index < 255)])
-    if strange.size:
-        raise ValueError(
-            "a voc truth holds 0 (background), 1..20 (classes) and 255 (void),"
-            f" got also {strange.tolist()}"
-        )
-    return (index > 0) & (index < 255), index < 255
 
 
 def curve_csv(curve: Curve) -> str:

@@ -45,7 +45,15 @@ FLAGS = {
         "overlay",
         "cutout",
     ],
-    "evaluate": ["--output", "--truth", "--truth-format", "--stage", "--no-normalise", "voc"],
+    "evaluate": [
+        "--output",
+        "--truth",
+        "--truth-format",
+        "--stage",
+        "--no-normalise",
+        "--partial",
+        "voc",
+    ],
     "manifest": ["--images", "--manifest", "--output"],
     "verify": ["--stage", "--images", "--network"],
     "doctor": ["--address", "--network", "--config"],
@@ -453,7 +461,8 @@ def test_evaluate_prints_the_three_conventions(call, run_copy, tmp_path):
             "max F max_f    1.0000",
         ]
         assert re.fullmatch(r"IoU 1\.0000, MAE 0\.\d{4}, 4 images", out.splitlines()[3])
-        assert err == f"more in {run_copy.path}/evaluation/pseudo_labels\n"
+        assert err.splitlines()[1:] == [f"more in {run_copy.path}/evaluation/pseudo_labels"]
+        assert err.startswith("left out: 3 images that failed: ")
     written = json.loads((run_copy / "evaluation" / "pseudo_labels").read("metrics.json"))
     assert written["normalised"] is True
     call("evaluate", run_copy.path, "--truth", truth, "--no-normalise")
@@ -466,9 +475,12 @@ def test_evaluate_refuses(call, finished, tmp_path):
     words = ["--truth", tmp_path / "truth"]
     assert refusal(call("evaluate", *words)) == "name the output once"
     assert refusal(call("evaluate", "a", "--output", "b", *words)) == "name the output once"
-    assert refusal(call("evaluate", finished.path, *words)) == f"no masks at {tmp_path}/truth"
+    assert f"no masks at {tmp_path}/truth: " in refusal(call("evaluate", finished.path, *words))
     (tmp_path / "truth" / "chelsea ü.png").write_bytes(encode_png(np.zeros((2, 2), np.uint8)))
-    assert "mask chelsea ü.png of" in refusal(call("evaluate", finished.path, *words))
+    assert "only 1 of 4 images can be" in refusal(call("evaluate", finished.path, *words))
+    assert "chelsea ü.png: it is 2 x 2, its image" in refusal(
+        call("evaluate", finished.path, *words, "--partial")
+    )
 
 
 def test_report_says_what_to_open(call, run_copy, tmp_path):

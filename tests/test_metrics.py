@@ -2,7 +2,6 @@ import csv
 import io
 import json
 import pickle
-import zlib
 from fractions import Fraction
 from xml.etree import ElementTree
 
@@ -10,7 +9,6 @@ import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from PIL import Image
 
 from oracles import (
     evaluation_metrics_oracle,
@@ -26,7 +24,6 @@ from saff.metrics import (
     f_measure,
     normalise_to_255,
     precision_recall,
-    read_truth,
 )
 
 EPSILON = np.finfo(np.float64).eps
@@ -45,23 +42,6 @@ def picture(seed):
     corner = tuple(rng.integers(0, shape))
     truth[corner] = valid[corner] = True
     return confidence, truth, valid
-
-
-def png(pixels, mode=None, palette=None):
-    image = Image.fromarray(np.asarray(pixels))
-    if palette is not None:
-        image.putpalette(palette)  # a grey image becomes mode P, its values the indices
-    if mode is not None:
-        image = image.convert(mode)
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def with_header(data, header):
-    """Replace the header of a PNG file, from its width on, by another that is as well-formed."""
-    chunk = b"IHDR" + header + data[16 + len(header) : 29]
-    return data[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[33:]
 
 
 def evaluation_of(images, **options):
@@ -380,88 +360,6 @@ def test_nothing_to_average_is_said():
     for figure in (evaluation.summary, evaluation.curve):
         with pytest.raises(ValueError, match=r"no image with foreground truth .*\(1 without\)"):
             figure()
-
-
-VOC = np.array([[0, 1, 20], [255, 15, 0]], np.uint8)
-VOC_TRUTH = [[False, True, True], [False, True, False]]
-VOC_VALID = [[True, True, True], [False, True, True]]
-
-
-@pytest.mark.parametrize("palette", [None, [*range(255, -1, -1)] * 3], ids=["grey", "palette"])
-def test_voc_truth_is_read_by_index(palette):
-    truth, valid = read_truth(png(VOC, palette=palette), "voc")
-    assert (truth.dtype, valid.dtype) == (bool, bool)
-    assert truth.tolist() == VOC_TRUTH
-    assert valid.tolist() == VOC_VALID
-
-
-def test_a_voc_palette_of_few_colours_is_read_by_index():
-    data = png(np.array([[0, 1], [1, 0]], np.uint8), palette=[0, 0, 0, 255, 255, 255])
-    assert Image.open(io.BytesIO(data)).mode == "P"  # one bit per pixel in the file
-    assert read_truth(data, "voc")[0].tolist() == [[False, True], [True, False]]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_binary_truth_is_read_by_luminance(mode):
-    levels = np.array(
-        [[0, 255, 255], [0, 0, 255]] if mode == "1" else [[0, 128, 255], [1, 127, 200]]
-    )
-    truth, valid = read_truth(png(levels.astype(np.uint8), mode=mode), "binary")
-    assert (truth.dtype, valid.dtype) == (bool, bool)
-    assert truth.tolist() == [[False, True, True], [False, False, True]]
-    assert valid.all()
-
-
-def test_binary_truth_in_colour_is_read_by_luminance():
-    colours = np.array([[[0, 0, 255], [0, 255, 0], [255, 0, 0], [255, 255, 0]]], np.uint8)
-    assert read_truth(png(colours), "binary")[0].tolist() == [[False, True, False, True]]
-
-
-@pytest.mark.parametrize(
-    ("data", "truth_format", "message"),
-    [
-        (png(VOC), "coco", "truth_format must be 'voc' or 'binary', got 'coco'"),
-        (png(np.array([[0, 21, 254, 3]], np.uint8)), "voc", r"got also \[21, 254\]"),
-        (png(np.stack([VOC] * 3, axis=2)), "voc", "8-bit grey PNG, got mode RGB"),
-        (png(VOC, mode="1"), "voc", "got mode 1; .* need the truth format 'binary'"),
-        (png(VOC.astype(np.uint16)), "voc", "got mode I;16"),
-        (png(VOC.astype(np.uint16)), "binary", "8 bits per channel, got a 16-bit grey PNG"),
-        (b"", "voc", "this file is no PNG image"),
-        (b"<html>not found</html>", "binary", "this file is no PNG image"),
-        (png(VOC)[:45], "voc", "PNG file that cannot be read"),
-        (with_header(png(VOC), b"\0\1\0\0" * 2), "voc", "cannot be read: .* pixels"),
-    ],
-)
-def test_a_truth_that_cannot_be_used_is_explained(data, truth_format, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        read_truth(data, truth_format)
-    assert " at 0x" not in str(raised.value)  # errors are counted by their text
-
-
-def test_another_image_format_is_no_truth():
-    file = io.BytesIO()
-    Image.fromarray(VOC).save(file, "JPEG")
-    with pytest.raises(ValueError, match="this file is no PNG image"):
-        read_truth(file.getvalue(), "binary")
-
-
-@FEW
-@given(SEEDS, st.booleans())
-def test_a_damaged_file_is_a_value_error_and_nothing_else(seed, cut):
-    rng = np.random.default_rng(seed)
-    data = bytearray(png(rng.integers(0, 21, (9, 11), np.uint8)))
-    at = int(rng.integers(0, len(data)))
-    if cut:
-        del data[at:]
-    else:
-        data[at if at not in (16, 17, 20, 21) else 19] ^= 1 << int(rng.integers(0, 8))  # not huge
-        data = with_header(data, data[16:29])  # a changed header is believed
-    try:
-        truth, valid = read_truth(bytes(data), "voc")
-    except ValueError:
-        return
-    assert truth.shape == valid.shape
-    assert (truth.dtype, valid.dtype) == (bool, bool)
 
 
 def test_a_csv_holds_the_curve_to_the_last_bit():

@@ -11,7 +11,8 @@ import pytest
 
 from saff import config, images
 from saff.labeling import label_image
-from saff.metrics import Evaluation, read_truth
+from saff.metrics import Evaluation
+from saff.truth import read_truth
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -24,7 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 # Importing it registers it with Arrow, as in every worker.
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from saff import cli, metrics
+from saff import cli
 from saff.addresses import locate
 from saff.cluster import LabelPart, label_row
 from saff.config import Training
@@ -44,6 +44,7 @@ from saff.shards import PSEUDO_LABELS, count_rows, read_column, read_rows, write
 from saff.storage import Folder, read_bytes
 from saff.trained import load_trained
 from saff.training import from_bytes
+from saff.truth import read_truth
 from saff.verification.parts import VerifyPart
 from tests.conftest import ACCESS_KEY, SECRET_KEY
 
@@ -463,8 +464,8 @@ def test_a_bomb_is_a_row_and_no_mask_or_map(tmp_path, small, monkeypatch):
     with pytest.raises(SaffError, match=r"of a\.png is damaged \(image announces 60000 x"):
         decode_map(stored, "confidence")
     for truth_format in ("voc", "binary"):
-        with pytest.raises(ValueError, match="cannot be read: Image size"):
-            metrics.read_truth(bomb, truth_format)
+        with pytest.raises(SaffError, match="image announces 60000 x 60000 = "):
+            read_truth(bomb, truth_format)
 
 
 # Names

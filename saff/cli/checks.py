@@ -1,7 +1,7 @@
 """Commands that measure and check: evaluate, verify, doctor."""
 
+import functools
 import os
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -16,6 +16,7 @@ from saff.cli.options import (
     PatienceOption,
     StageOption,
     TruthFormat,
+    TruthFormatOption,
     read_config,
     refuse_relative,
 )
@@ -31,15 +32,19 @@ def evaluate(
         str | None, typer.Argument(metavar="[OUTPUT]", help="Same as --output.")
     ] = None,
     output: Annotated[str | None, typer.Option(help="Output of a run.")] = None,
-    truth: Annotated[str, typer.Option(help="Folder of PNG masks named like the images.")] = ...,  # type: ignore[assignment]
-    truth_format: Annotated[
-        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
-    ] = TruthFormat.binary,
+    truth: Annotated[str, typer.Option(help="Folder of masks named like the images.")] = ...,  # type: ignore[assignment]
+    truth_format: TruthFormatOption = TruthFormat.binary,
     stage: StageOption = Stage.PSEUDO_LABELS,
     normalise: Annotated[bool, typer.Option(help="Stretch each map to 0..255 first.")] = True,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Measure even if most images have no mask.")
+    ] = False,
     patience: PatienceOption = MINUTES,
 ) -> None:
-    """Measure results against masks: max F in its three conventions, MAE, IoU, P-R curve."""
+    """Measure results against masks: max F in its three conventions, MAE, IoU, P-R curve.
+
+    What is left out is printed with its reason, and counted in metrics.json.
+    """
     given = output or source
     if given is None or (output and source):
         raise SettingsError("name the output once")
@@ -52,11 +57,14 @@ def evaluate(
         truth_format.value,
         stage.value,
         normalise=normalise,
+        partial=partial,
         map_parts=_parts_mapper(folder, stage.value, 60 * patience),
     )
     for name in ("mean_pr", "mean_f", "max_f"):
         typer.echo(f"max F {name:8} {summary[name]['max_f']:.4f}")
     typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")
+    for line in evaluation.describe_left_out(summary):
+        typer.echo(line, err=True)
     if to_do := summary["parts_to_do"]:
         typer.echo(f"{to_do:,} parts of the manifest are not done yet and not measured", err=True)
     typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
@@ -163,4 +171,4 @@ def _parts_mapper(output: Folder, stage: str, patience: float) -> evaluation.Map
     from saff.cluster import map_parts, start_ray
 
     start_ray()
-    return partial(map_parts, patience=patience)
+    return functools.partial(map_parts, patience=patience)

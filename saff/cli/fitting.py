@@ -9,6 +9,7 @@ from saff.cli.options import (
     ConfigOption,
     GpusOption,
     TruthFormat,
+    TruthFormatOption,
     WorkersOption,
     read_config,
     refuse_relative,
@@ -48,11 +49,9 @@ def tables(
 
 def fit_saliency(
     images: Annotated[str, typer.Option(help="Folder, glob or s3:// prefix of images.")],
-    truth: Annotated[str, typer.Option(help="Folder of PNG masks named like the images.")],
+    truth: Annotated[str, typer.Option(help="Folder of masks named like the images.")],
     output: Annotated[Path, typer.Option(help="Model file to write: saliency.safetensors.")],
-    truth_format: Annotated[
-        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
-    ] = TruthFormat.binary,
+    truth_format: TruthFormatOption = TruthFormat.binary,
     folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
     trees: Annotated[int, typer.Option(min=1, help="Boosted trees.")] = 250,
 ) -> None:

@@ -30,13 +30,25 @@ class What(str, Enum):
 
 
 class TruthFormat(str, Enum):
-    """How masks are written."""
+    """What the values of true masks mean; saff.truth describes each."""
 
-    voc = "voc"
     binary = "binary"
+    half = "half"
+    voc = "voc"
+    nonzero = "nonzero"
+    alpha = "alpha"
 
 
 Output = Annotated[str, typer.Argument(help="Output of a run, a folder or s3:// prefix.")]
+
+TruthFormatOption = Annotated[
+    TruthFormat,
+    typer.Option(
+        help="What the values of the masks mean. binary: black and white; half: grey, foreground "
+        "from half on; voc: 0, classes 1..20, 255 void; nonzero: all but black is foreground; "
+        "alpha: the opaque pixels are."
+    ),
+]
 
 StageOption = Annotated[Stage, typer.Option(help="Which results.")]
 

@@ -17,6 +17,7 @@ from saff.cli.options import (
     SourceArgument,
     TakeOverOption,
     TruthFormat,
+    TruthFormatOption,
     WorkersOption,
     open_source,
     read_config,
@@ -36,10 +37,8 @@ def run(
     ] = 1,
     workers: WorkersOption = None,
     gpus: GpusOption = None,
-    truth: Annotated[str | None, typer.Option(help="Folder of PNG masks to measure with.")] = None,
-    truth_format: Annotated[
-        TruthFormat, typer.Option(help="voc: 0, 1..20, 255 void; binary: above 127.")
-    ] = TruthFormat.binary,
+    truth: Annotated[str | None, typer.Option(help="Folder of masks to measure with.")] = None,
+    truth_format: TruthFormatOption = TruthFormat.binary,
     retry_failed: RetryOption = False,
     restart: Annotated[
         bool,

@@ -8,15 +8,14 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
-from saff import images, metrics
+from saff import images
 from saff.arrays import AnyArray
 from saff.boundaries import MatchCounts, Scores, count_matches, summarise
 from saff.cluster.resources import start_ray
 from saff.edges import Edges, fitting as edge_fitting
 from saff.edges.fitting import Drawn, EdgeFitting, read_boundaries
 from saff.edges.learned import KIND as EDGE_KIND, to_arrays
-from saff.errors import SaffError, SettingsError
-from saff.evaluation import TruthFormat, read_mask
+from saff.errors import ImageError, SaffError, SettingsError
 from saff.metrics import Evaluation
 from saff.modelfile import pack
 from saff.progress import Progress
@@ -26,6 +25,7 @@ from saff.saliency.fitting import Boosting, Example
 from saff.shards import Row
 from saff.storage import NO_FILE, Folder, read_bytes, with_brief_retries
 from saff.threads import single_thread
+from saff.truth import Masks, TruthFormat, read_mask
 
 FEWEST = 2  # images a fold
 
@@ -79,17 +79,21 @@ def fit_saliency(
     SettingsError
         If fewer than two images a fold can be used, or the masks hold only one class.
     """
+    masks = match_masks(rows, truth)
     start_ray()
+    folder = Folder.at(truth)
     read: Any = ray.remote(num_cpus=1, num_returns=2)(_read_example)
-    pending = [read.remote(row, truth, truth_format) for row in rows]
+    pending = [
+        read.remote(row, folder, mask, truth_format) for row, mask in zip(rows, masks, strict=True)
+    ]
     usable, left_out = [], []
     with Progress("describe", len(pending)) as progress:
-        for (example, reason), row in zip(pending, rows, strict=True):
+        for (example, reason), row, mask in zip(pending, rows, masks, strict=True):
             why = _get(reason)
             if why:
                 left_out.append(f"{row['image_id']}: {why}")
             else:
-                usable.append((example, row))
+                usable.append((example, mask))
             progress.advance(1, int(bool(why)))
     if len(usable) < FEWEST * folds:
         raise SettingsError(
@@ -118,8 +122,8 @@ def fit_saliency(
     fusion = _get(weigh.remote(len(scores), *scores, *examples))
     judge: Any = ray.remote(num_cpus=1)(_judge)
     judged = [
-        judge.remote(s, fusion, e, row, truth, truth_format)
-        for s, (e, row) in zip(scores, usable, strict=True)
+        judge.remote(s, fusion, e, folder, mask, truth_format)
+        for s, (e, mask) in zip(scores, usable, strict=True)
     ]
     total = Evaluation()
     for result in judged:
@@ -140,20 +144,41 @@ def _get(reference: Any) -> Any:
         raise
 
 
-def _read_truth(row: Row, truth: str, truth_format: TruthFormat) -> tuple[AnyArray, AnyArray]:
-    _, data = read_mask(Folder.at(truth), row["image_id"], truth)
-    if data is None:
-        raise ValueError("it has no mask")
-    return metrics.read_truth(data, truth_format)
+def match_masks(rows: Sequence[Row], truth: str) -> list[str | None]:
+    """Find the name of each image's mask, None for images without one.
+
+    Raises
+    ------
+    SettingsError
+        If there are no masks, or images share one or have several.
+    """
+    masks = Masks(truth)
+    for row in rows:
+        masks.claim(row["image_id"])
+    count, named = masks.conflicts(5)
+    if count:
+        raise SettingsError(
+            f"{count:,} images with a shared mask of {truth} or several: {'; '.join(named)}"
+        )
+    return [masks.find(row["image_id"]) for row in rows]
 
 
-def _read_example(row: Row, truth: str, truth_format: TruthFormat) -> tuple[Example | None, str]:
+def _read_example(
+    row: Row, folder: Folder, mask: str | None, truth_format: TruthFormat
+) -> tuple[Example | None, str]:
+    if mask is None:
+        return None, "it has no mask"
     try:
-        mask, valid = _read_truth(row, truth, truth_format)
-        return fitting.make_example(images.decode(read_bytes(row["uri"])), mask, valid), ""
-    except SaffError:  # the storage's fault
+        truth = read_mask(folder, mask, truth_format)
+    except SettingsError as error:
+        return None, f"its mask {mask} cannot be used: {error}"
+    try:
+        return fitting.make_example(images.decode(read_bytes(row["uri"])), *truth), ""
+    except (ImageError, *NO_FILE) as error:  # the image's own fault, not the storage's
+        return None, str(error)
+    except SaffError:
         raise
-    except (ValueError, *NO_FILE) as error:  # the image's own fault, or its mask's
+    except ValueError as error:  # a mask of another size
         return None, str(error)
 
 
@@ -173,11 +198,11 @@ def _judge(
     scores: AnyArray,
     fusion: AnyArray,
     example: Example,
-    row: Row,
-    truth: str,
+    folder: Folder,
+    mask: str,
     truth_format: TruthFormat,
 ) -> Evaluation:
-    return fitting.measure(scores, fusion, example, *_read_truth(row, truth, truth_format))
+    return fitting.measure(scores, fusion, example, *read_mask(folder, mask, truth_format))
 
 
 # Edges

@@ -1,7 +1,7 @@
 """Tasks mapped over parts with Ray Data, and what they report back."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray.data
@@ -12,13 +12,14 @@ from saff.cluster.resources import ON_CPU
 from saff.cluster.watchdog import watched
 from saff.plan import Plan
 from saff.progress import PATIENCE, Progress
+from saff.shards import Row
 
 MOST_BLOCKS = 10_000  # of Ray's plan; beyond, a task takes several parts one after the other
 
 
 def map_parts(
     task: Any,
-    names: list[str],
+    names: Sequence[str | Row],
     *,
     compute: Any = None,
     patience: float = PATIENCE,
@@ -32,8 +33,8 @@ def map_parts(
     task : callable or class
         From ``{"part": name, "job": id}`` to a dict; a class is made once in each actor of
         ``compute``.
-    names : list of str
-        Parts.
+    names : sequence of str or dict
+        Parts; a dict has the name as ``part``, and what else the task gets.
     compute : ray.data.ActorPoolStrategy, optional
         A pool of actors; without it, tasks.
     patience : float
@@ -53,7 +54,7 @@ def map_parts(
     context.enable_progress_bars = False  # they count blocks; ours counts images
     job = uuid.uuid4().hex
     parts = ray.data.from_items(
-        [{"part": name, "job": job} for name in names],
+        [({"part": n} if isinstance(n, str) else n) | {"job": job} for n in names],
         override_num_blocks=min(len(names), MOST_BLOCKS),
     )
     asked_for = {"num_cpus": worker["CPU"], "num_gpus": worker.get("GPU", 0)}

@@ -17,7 +17,7 @@ from saff.cluster.resources import cpus_available, start_ray, training_workers
 from saff.cluster.training import train_network
 from saff.config import Config
 from saff.errors import SettingsError
-from saff.evaluation import TruthFormat, evaluate
+from saff.evaluation import describe_left_out, evaluate
 from saff.layout import ROUND_LABELS, Stage, begun_rounds
 from saff.network import SHIPPED
 from saff.progress import PATIENCE
@@ -27,6 +27,7 @@ from saff.runs import forget
 from saff.shards import Row, read_all_rows
 from saff.storage import Folder, with_brief_retries
 from saff.trained import NetworkFolder
+from saff.truth import TruthFormat
 
 ROUNDS = 1  # more move little where the first starts from a trained network; docs/results.md
 COMPARED = ["image_id", "height", "width", "confidence"]
@@ -110,8 +111,8 @@ def run_pipeline(
         Workers and GPUs.
     truth : str, optional
         Masks to measure with, for images that have one.
-    truth_format : {"voc", "binary"}
-        See :func:`saff.metrics.read_truth`.
+    truth_format : {"binary", "half", "voc", "nonzero", "alpha"}
+        See :mod:`saff.truth`.
     retry_failed : bool
         Try images again that failed before.
     restart : bool
@@ -179,8 +180,10 @@ def run_pipeline(
     if truth:
         for name in Stage:
             spread = partial(map_parts, patience=patience)
-            figures = evaluate(output, truth, truth_format, name, map_parts=spread)
+            figures = evaluate(output, truth, truth_format, name, partial=True, map_parts=spread)
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
+            for line in describe_left_out(figures):
+                say(f"{name}: {line}")
     report = write_report(output)
     if report.lost_photographs:
         say(f"not shown in the report: {report.lost_photographs}")

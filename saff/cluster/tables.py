@@ -25,6 +25,7 @@ from saff.layout import Stage
 from saff.rows import decode_map, original, rows_of
 from saff.shards import Row
 from saff.storage import Folder
+from saff.truth import Masks, Truth, read_mask
 
 EXAMPLES = 6  # rows of Figure 3: two best, two in the middle, two worst
 EXAMPLE_COLUMNS = ["image_id", "uri", "sha256", "height", "width", "confidence"]
@@ -239,7 +240,7 @@ def examples(output: Folder, tree: VocTree) -> bytes:
     """Draw images from the best to the worst prediction of the last method, as PNG."""
     shown = [*methods()]
     last = output / "runs" / shown[-1]
-    masks = Folder.at(tree.masks)
+    masks = Masks(tree.masks)
     found = sorted(_ious(last, masks))
     if not found:
         raise SettingsError(f"no mask in {tree.masks} belongs to an image that was predicted")
@@ -254,20 +255,20 @@ def examples(output: Folder, tree: VocTree) -> bytes:
     return _draw(chosen, columns, masks)
 
 
-def _ious(run: Folder, masks: Folder) -> Iterator[tuple[float, str]]:
+def _ious(run: Folder, masks: Masks) -> Iterator[tuple[float, str]]:
     for row in rows_of(run, Stage.PREDICTIONS, EXAMPLE_COLUMNS):
         truth = _truth(masks, row)
-        if truth is not None and truth[0].any():
+        if truth is not None and truth.mask.any():
             mask, valid = truth
             kept = (decode_map(row, "confidence") >= metrics.HALF) & valid
             yield float((kept & mask).sum() / (kept | mask).sum()), row["image_id"]
 
 
-def _truth(masks: Folder, row: Row) -> tuple[AnyArray, AnyArray] | None:
-    name = row["image_id"].removesuffix(".jpg") + ".png"
-    if row["confidence"] is None or not masks.exists(name):
+def _truth(masks: Masks, row: Row) -> Truth | None:
+    name = masks.find(row["image_id"])
+    if row["confidence"] is None or name is None:
         return None
-    return metrics.read_truth(masks.read(name), "voc")
+    return read_mask(masks.folder, name, "voc")
 
 
 def _rows(run: Folder, stage: str, chosen: Iterable[str]) -> dict[str, Row]:
@@ -277,7 +278,7 @@ def _rows(run: Folder, stage: str, chosen: Iterable[str]) -> dict[str, Row]:
 
 
 def _draw(
-    chosen: dict[str, float], columns: list[tuple[str, dict[str, Row]]], masks: Folder
+    chosen: dict[str, float], columns: list[tuple[str, dict[str, Row]]], masks: Masks
 ) -> bytes:
     from matplotlib.figure import Figure  # here, not above: workers need not load it
 
@@ -287,7 +288,7 @@ def _draw(
     for line, (image_id, iou) in enumerate(chosen.items()):
         any_row = columns[0][1][image_id]
         truth = _truth(masks, any_row)
-        pictures: list[AnyArray | None] = [original(any_row), truth[0] if truth else None]
+        pictures: list[AnyArray | None] = [original(any_row), truth.mask if truth else None]
         pictures += [decode_map(rows[image_id], "confidence") for _, rows in columns]
         for axis, picture in zip(axes[line], pictures, strict=True):
             axis.set_axis_off()

@@ -17,7 +17,8 @@ from scipy.stats import spearmanr
 
 from saff import config, images
 from saff.labeling import label_image
-from saff.metrics import HALF, Evaluation, read_truth
+from saff.metrics import HALF, Evaluation
+from saff.truth import read_truth
 
 CUES = ("S_s", "S_s_con", "S_a", "S_a_con")
 FULL, PUBLISHED = config.default(), config.paper()
