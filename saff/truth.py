@@ -3,7 +3,8 @@
 :func:`read_truth` is the only reader of masks that people made; :class:`Masks` knows which of a
 folder's masks belongs to which image.
 
-A mask is a PNG, BMP, GIF or TIFF file (others change values, or may have done so) and of one of five formats:
+A mask is a PNG, BMP, GIF or TIFF file (other formats may have changed its values), and its values
+are of one of five formats:
 
 ``binary``
     Black is background, white is foreground, at any bit depth, with a grey palette or as grey RGB.
