@@ -218,7 +218,7 @@ class Config:
     """File or URI of the encoder's weights; null means the published ones."""
     encoder_side: Count = 512
     """Longer side of the encoder's input, in pixels."""
-    saliency: Text = "drfi"
+    saliency: Text = "rbd"
     """Saliency back end, a name that ``saff.saliency.load`` knows."""
     edges: Text = "gradient"
     """Edge back end, a name that ``saff.edges.load`` knows."""
@@ -257,6 +257,8 @@ class Config:
     """Pull of the fit towards the prior; 0 is the published least squares."""
     spread_steps: SpreadSteps = 2
     """Times the score is spread over semantic neighbours, as Eq. 3 spreads saliency."""
+    outline: Literal["none", "graph_cut"] = "graph_cut"
+    """Last step: nothing (published), or the best cut of the image's colours near the outline."""
     gamma: Positive = 1.5
     """Exponent of the score, spread or not: puts the best single threshold at 0.5."""
 
@@ -292,15 +294,17 @@ def default() -> Config:
 
     They differ from :func:`paper` in the semantic feature (features instead of class scores), in
     the seeds (from a consensus instead of the product of two cues), in the fit (pulled towards a
-    prior) and in the last step (the score is spread once more); ``docs/method.md`` says why and
-    ``docs/results.md`` by how much.
+    prior), in the saliency (robust background, fitted to nothing) and in the last steps (the score
+    is spread once more, the outline follows the image's colours); ``docs/method.md`` says why and
+    ``docs/results.md`` by how much.  No fitted part has seen a mask: the encoder learnt the
+    classes of ImageNet, the network that a training starts from learnt from such labels.
     """
     return Config()
 
 
 def fast() -> Config:
-    """Settings at about half the cost of :func:`default`: a smaller input, simpler saliency."""
-    return Config(encoder_side=384, saliency="rbd", superpixel_count=300)
+    """Settings at a lower cost than :func:`default`: a smaller input, fewer superpixels."""
+    return Config(encoder_side=384, superpixel_count=300)
 
 
 def best() -> Config:
@@ -328,6 +332,8 @@ def paper() -> Config:
         prior_strength=0.0,
         spread_steps=0,
         gamma=1.0,
+        outline="none",
+        saliency="drfi",
         training=Training(
             network="vgg16",
             network_weights=None,

@@ -20,6 +20,7 @@ from saff.encoding import (
     semantic_similarity,
 )
 from saff.errors import SettingsError
+from saff.outlines import LABEL_WEIGHT, cut_outline
 from saff.quality import mask_quality
 from saff.resize import repeat, resize, shrink
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
@@ -45,7 +46,7 @@ class LabeledImage:
     Attributes
     ----------
     confidence : float32 array of shape (H, W)
-        In [0, 1]; constant on each superpixel.
+        In [0, 1]; constant on each superpixel, but near the outline (``config.outline``).
     pseudo_label : uint8 array of shape (H, W)
         1 where the confidence is at least 0.5, else 0.
     superpixels : int32 array of shape (H, W)
@@ -140,8 +141,13 @@ def label_image(
             painted = np.mean([f.scores[f.superpixels] for f in (fused, *others)], axis=0)
             scores = np.clip(region_means(painted[None], fused.superpixels)[:, 0], 0.0, 1.0)
         area = np.bincount(fused.superpixels.ravel())
-    superpixels = repeat(fused.superpixels, image.shape[:2])
-    confidence = scores.astype(np.float32)[superpixels]
+        superpixels = repeat(fused.superpixels, image.shape[:2])
+        confidence = scores.astype(np.float32)[superpixels]
+        if config.outline == "graph_cut":
+            coarse = scores.astype(np.float32)[fused.superpixels]
+            refined = cut_outline(coarse, small, LABEL_WEIGHT)
+            if refined is not coarse:
+                confidence = resize(refined, image.shape[:2])
     return LabeledImage(
         confidence=confidence,
         pseudo_label=(confidence >= 0.5).astype(np.uint8),
@@ -195,49 +201,6 @@ def fuse(
     for _ in range(config.spread_steps):
         scores = min_max_normalise(context(similarity_s, scores))
     return Fused(superpixels, features, fit, scores**config.gamma)
-
-
-def spread_map(
-    image: Image, confidence: PixelMap, config: Config | None = None, models: Models | None = None
-) -> PixelMap:
-    """Spread a confidence map over the semantic neighbours of an image, as Eq. 3 spreads saliency.
-
-    What a network has inferred becomes even over each object, and keeps to superpixels: labels for
-    another network to learn from.
-
-    Parameters
-    ----------
-    image : uint8 array of shape (H, W, 3)
-        RGB.
-    confidence : float32 array of shape (H, W)
-        In [0, 1].
-    config : Config, optional
-        Settings of encoder, superpixels and M_s; without it ``saff.config.default()``.
-    models : Models, optional
-        Loaded back ends; without it those that ``config`` names.
-
-    Returns
-    -------
-    spread : float32 array of shape (H, W)
-        From 0 to 1, or flat; constant on each superpixel.
-
-    Raises
-    ------
-    ValueError
-        If the shapes disagree.
-    """
-    if confidence.shape != image.shape[:2]:
-        raise ValueError(f"confidence must be {image.shape[:2]}, got shape {confidence.shape}")
-    config = config or settings.default()
-    models = models or load_models(config)
-    with single_thread():
-        small = shrink(image, config.working_side)
-        superpixels = slic(small, config.superpixel_count)
-        _, similarity_s = encode_semantics(models.encoder(small), superpixels, config)
-        shrunk = resize(confidence, small.shape[:2], average=True)
-        regions = region_means(shrunk[None], superpixels)[:, 0]
-        scores = min_max_normalise(context(similarity_s, regions))
-    return scores.astype(np.float32)[repeat(superpixels, image.shape[:2])]
 
 
 def encode_semantics(
