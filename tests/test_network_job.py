@@ -22,6 +22,7 @@ from skimage import data
 
 from saff import config, images
 from saff.cluster import Share, map_parts
+from saff.cluster.label_refresh import refresh
 from saff.cluster.pipeline import Scale, mean_iou, refuse_begun, run_pipeline
 from saff.cluster.predictions import PredictPart, encode_prediction, predict_corpus
 from saff.cluster.resources import training_workers
@@ -30,7 +31,6 @@ from saff.config import Inference, Training
 from saff.errors import SettingsError, TrainingError
 from saff.evaluation import evaluate
 from saff.inference import predict
-from saff.labeling import spread_map
 from saff.layout import begun_rounds, part_name
 from saff.manifests import extend_manifest
 from saff.samples import Cache, Loader, open_corpus
@@ -350,21 +350,25 @@ def two_rounds(corpus, one_node, tmp_path_factory):
 def test_two_rounds_from_images_to_a_report(corpus, two_rounds):
     output, page, said = two_rounds
     assert Path(page).exists()
-    assert len(said) == 3
+    assert len(said) == 4
+    assert said[1].startswith("refreshed labels: mean IoU with the pseudo labels")
     for folder in ("network", "rounds/1/network"):
         assert (output / folder).exists("weights.pt")
     second = json.loads((output / "network").read("run.json"))["labels"]
     assert second["stage"] == "rounds/1/labels"
     labels = predictions_of(output, "rounds/1/labels")
+    first = predictions_of(output, "pseudo_labels")
     for image_id, row in predictions_of(output, "rounds/1/predictions").items():
         assert labels[image_id]["error_kind"] == row["error_kind"]
         if row["error_kind"] is None:
-            grey = images.decode_png(row["confidence"])
-            spread = spread_map(images.read(row["uri"]), np.float32(grey / 255), config_of())
-            assert labels[image_id]["confidence"] == encode_prediction(spread)["confidence"]
+            old, new = (
+                np.float32(images.decode_png(r["confidence"]) / 255) for r in (first[image_id], row)
+            )
+            mixed = refresh(images.read(row["uri"]), old, new, config_of())
+            assert labels[image_id]["confidence"] == encode_prediction(mixed)["confidence"]
     assert predictions_of(output).keys() == labels.keys()
     moved = mean_iou(output, "rounds/1/labels", "predictions")
-    assert said[2].endswith(f"mean IoU with the labels it learnt from {moved:.3f}")
+    assert said[3].endswith(f"mean IoU with the labels it learnt from {moved:.3f}")
     assert mean_iou(output, "predictions", "predictions") == 1.0
     files = {p: p.stat().st_mtime_ns for p in Path(output.path).rglob("*") if p.is_file()}
     pipeline(corpus, output, rounds=2)  # when done it does nothing but the report
@@ -388,17 +392,18 @@ def test_new_photographs_are_labelled_and_inferred_and_networks_stay(corpus, two
 
     known, before = trained_on(), weights_of(output)
     run_again(rounds=2)
-    for stage in ("pseudo_labels", "rounds/1/predictions", "rounds/1/labels", "predictions"):
+    stages = [f"rounds/{n}/{name}" for n in (0, 1) for name in ("predictions", "labels")]
+    for stage in ("pseudo_labels", *stages, "predictions"):
         assert predictions_of(output, stage)["new.png"]["confidence"] is not None
     assert trained_on() == known
     assert all(torch.equal(weights_of(output)[name], before[name]) for name in before)
     with pytest.raises(SettingsError, match=r"labels\.stage is 'rounds/1/labels' .*--restart"):
         run_again(rounds=1)
     run_again(rounds=1, restart=True)
-    assert trained_on()["stage"] == "pseudo_labels"
+    assert trained_on()["stage"] == "rounds/0/labels"
     assert trained_on()["images"] == known["images"] + 1
     assert verify(output).whole
-    assert begun_rounds(output) == []
+    assert begun_rounds(output) == ["rounds/0"]
 
 
 def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, tmp_path):
