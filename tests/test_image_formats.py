@@ -780,13 +780,20 @@ def sequence_header(width, height, timing=False, model=False, points=1, delays=F
 @pytest.mark.parametrize("delays", [False, True])
 def test_the_size_of_av1_frames_is_found_behind_every_option(timing, model, points, delays):
     unit = sequence_header(40_001, 333, timing, model, points, delays)
-    assert list(find_frame_sizes(b"\x12\0" + unit + b"\x16\x20\1x" + unit)) == [(40_001, 333)] * 2
+    assert (
+        list(find_frame_sizes(memoryview(b"\x12\0" + unit + b"\x16\x20\1x" + unit)))
+        == [(40_001, 333)] * 2
+    )
 
 
 def test_av1_data_that_is_no_such_thing_ends():
-    assert list(find_frame_sizes(b"")) == []
-    assert list(find_frame_sizes(b"\x12\0" * 30_000)) == []  # more units than are looked at
-    assert list(find_frame_sizes(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff")) == [(1, 1)]
+    assert list(find_frame_sizes(memoryview(b""))) == []
+    assert (
+        list(find_frame_sizes(memoryview(b"\x12\0" * 30_000))) == []
+    )  # more units than are looked at
+    assert list(find_frame_sizes(memoryview(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff"))) == [
+        (1, 1)
+    ]
 
 
 @pytest.mark.parametrize("animated", [False, True])

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 _SEQUENCE_HEADER = 1
-_MOST_UNITS = 10_000
+_MOST_UNITS = 1000
 
 
-def find_frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
+def find_frame_sizes(data: memoryview) -> Iterator[tuple[int, int]]:
     """Give width and height of every sequence header among the open bitstream units of a sample."""
     position = 0
     for _ in range(_MOST_UNITS):
@@ -18,11 +18,11 @@ def find_frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
         if head & 2:
             size, position = _read_leb128(data, position)
         if head >> 3 & 15 == _SEQUENCE_HEADER:
-            yield _read_size(data[position : position + min(size, 256)])
+            yield _read_size(bytes(data[position : position + min(size, 256)]))
         position += size
 
 
-def _read_leb128(data: bytes, position: int) -> tuple[int, int]:
+def _read_leb128(data: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 56, 7):
         byte = data[position] if position < len(data) else 0

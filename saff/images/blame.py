@@ -36,5 +36,6 @@ def blame(file: PictureFile) -> Iterator[None]:
             ) from error
         if not file.whole or "truncated" in str(error).lower():
             raise truncated(file.format) from error
-        reason = str(error) if " " in str(error) else "its parts do not fit together"
+        reason = " ".join(str(error).split())  # one line
+        reason = reason if " " in reason else "its parts do not fit together"
         raise corrupt(file.format, reason) from error

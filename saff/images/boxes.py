@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import itertools
 import math
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from PIL import AvifImagePlugin
 from saff.images.av1 import find_frame_sizes
 from saff.images.blame import blame
 from saff.images.file import PictureFile, check_size, truncated, unsupported
+
+_MOST_SAMPLES = 1000
+"""A picture of tiles has dozens of items."""
 
 
 class Box(NamedTuple):
@@ -55,8 +59,9 @@ def read_avif(data: bytes) -> PictureFile:
     if not AvifImagePlugin.SUPPORTED:
         raise unsupported("an AVIF file", "a Pillow that reads AVIF (install pillow>=11.3)")
     file = _read_container("AVIF", data)
-    frames = (size for sample in _find_samples(data) for size in find_frame_sizes(sample))
-    return file._replace(block=max([file.block, *frames], key=math.prod))
+    samples = itertools.islice(_find_samples(data), _MOST_SAMPLES)
+    frames = (size for sample in samples for size in find_frame_sizes(sample))
+    return file._replace(block=max(itertools.chain([file.block], frames), key=math.prod))
 
 
 def read_heic(data: bytes) -> PictureFile:
@@ -102,8 +107,7 @@ def _read_container(name: str, data: bytes) -> PictureFile:
         whole = box.end <= len(data)
         if box.name not in (b"meta", b"moov"):
             continue
-        sizes = _find_sizes(data, box)
-        largest = max([largest, *sizes], key=math.prod)
+        largest = max(itertools.chain([largest], _find_sizes(data, box)), key=math.prod)
         body = data[box.start : box.end]
         visible[box.start : box.end] = body.replace(b"Exif", b"none")
     if largest == (0, 0):
@@ -128,7 +132,7 @@ def _find_sizes(data: bytes, box: Box) -> Iterator[tuple[int, int]]:
             yield width >> 16, height >> 16
 
 
-def _find_samples(data: bytes) -> Iterator[bytes]:
+def _find_samples(data: bytes) -> Iterator[memoryview]:
     """Give the data of all items (``iloc``), and from the first chunk of tracks (``stco``)."""
     for box in walk_boxes(data):
         if box.name == b"meta":
@@ -136,28 +140,28 @@ def _find_samples(data: bytes) -> Iterator[bytes]:
         elif box.name == b"moov":
             body = data[box.start : box.end]
             for name, code in ((b"stco", ">I"), (b"co64", ">Q")):
-                at = body.find(name)
-                if at >= 0 and at + 20 <= len(body):
+                at = -1
+                while (at := body.find(name, at + 1, len(body) - 16)) >= 0:
                     (start,) = struct.unpack_from(code, body, at + 12)
-                    yield data[start:]
+                    yield memoryview(data)[start:]
 
 
-def _find_items(meta: bytes, data: bytes) -> Iterator[bytes]:
+def _find_items(meta: bytes, data: bytes) -> Iterator[memoryview]:
     inside = meta[meta.find(b"idat") + 4 :]
     left = 4 * len(data)  # items may share their bytes
     at = -1
     while (at := meta.find(b"iloc", at + 1)) >= 0:
         with contextlib.suppress(IndexError, struct.error):  # the word may be part of a text
-            for method, extents in _read_item_places(meta[at + 4 :]):
+            for method, extents in _read_item_places(memoryview(meta)[at + 4 :]):
                 source = inside if method == 1 else data
                 pieces = [source[start:][: length or None] for start, length in extents]
                 left -= sum(map(len, pieces))
                 if left < 0:
                     return
-                yield b"".join(pieces)
+                yield memoryview(b"".join(pieces))
 
 
-def _read_item_places(body: bytes) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _read_item_places(body: memoryview) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Give for each item where offsets count from, and start and length of its pieces."""
     version, sizes = body[0], struct.unpack_from(">H", body, 4)[0]
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
