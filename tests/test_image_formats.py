@@ -197,6 +197,17 @@ def test_pages_with_a_thumbnail_each_give_the_first_page(order, big):
     np.testing.assert_array_equal(decode(file.directory(larger, t254=2).bytes()), PICTURE)
 
 
+@LAYOUTS
+def test_of_several_full_pictures_the_first_in_the_order_of_the_file_is_taken(order, big):
+    larger = np.zeros((80, 90, 3), np.uint8)
+    inside = Tiff(order, big).directory(THUMBNAIL, t254=1, inside=[2, 1], following=1)
+    inside.directory(larger).directory(PICTURE)
+    np.testing.assert_array_equal(decode(inside.bytes()), PICTURE)
+    before = Tiff(order, big).directory(THUMBNAIL, t254=1, inside=[1], following=2)
+    before.directory(PICTURE).directory(larger)
+    np.testing.assert_array_equal(decode(before.bytes()), PICTURE)
+
+
 def test_a_second_thumbnail_without_a_mark_is_smaller_than_the_first():
     file = Tiff().directory(THUMBNAIL, t254=1, following=1).directory(THUMBNAIL[:5], following=2)
     np.testing.assert_array_equal(decode(file.directory(PICTURE).bytes()), PICTURE)
