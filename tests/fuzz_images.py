@@ -35,7 +35,7 @@ KINDS = {"empty", "not_an_image", "unsupported", "truncated", "corrupt", "no_pix
 KINDS |= {"too_many_pixels"}
 LIMITS = (714, 10_000, 2_000_000)
 """Pixels that a file may announce: as many as those that it was made from, or more."""
-BATCH = 2_500
+BATCH = 10_000
 EXTREMES = [
     number.to_bytes(width, order)
     for width in (1, 2, 4, 8)
