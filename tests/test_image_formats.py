@@ -363,6 +363,15 @@ def test_a_jpeg_that_is_cut_is_truncated_or_whole(name):
     assert refused > 20
 
 
+def test_a_last_sample_byte_of_ff_is_not_taken_for_half_a_marker():
+    drawn = (
+        pillow(np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8), "JPEG", quality=95)
+        for seed in range(5000)
+    )
+    file = next(file for file in drawn if file.endswith(b"\xff\0\xff\xd9"))
+    np.testing.assert_array_equal(decode(file[:-2]), decode(file))
+
+
 def test_a_progressive_jpeg_without_its_last_scans_is_truncated():
     file = JPEGS["progressive"]
     at = file.index(b"\xff\xda")
