@@ -1,4 +1,4 @@
-"""Everything: pseudo labels, training, re-inference, evaluation, report; resumable, on Ray."""
+"""Run all stages: label, train, predict, measure, report; resumable, on Ray."""
 
 from saff.cli import run_alone
 from saff.cli.pipeline import run

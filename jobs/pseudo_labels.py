@@ -1,4 +1,4 @@
-"""Label every image of a corpus: images in, Parquet parts of pseudo labels out; resumable.
+"""Label every image of a corpus: read images, write parts of pseudo labels; resumable.
 
 On a cluster:
 
@@ -39,12 +39,14 @@ def pseudo_labels(
     output: NewOutputOption = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
     retry_failed: RetryOption = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to do.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be done, and do nothing.")
+    ] = False,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Label images: pseudo labels as Parquet files, one row for each image."""
+    """Label images: write a pseudo label for each to Parquet files."""
     refuse_relative(output)
     folder, settings, share = Folder.at(output), read_config(config), Share.read(part)
     corpus = open_source(source, images, manifest=manifest)  # lists the images, reads the manifest

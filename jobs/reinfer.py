@@ -1,4 +1,4 @@
-"""Infer masks with a trained network, for the images of a run or for new ones; resumable."""
+"""Predict masks with a trained network, for the images of a run or for new ones; resumable."""
 
 from typing import Annotated
 
@@ -29,7 +29,9 @@ from saff.storage import Folder
 
 
 def reinfer(
-    output: Annotated[str, typer.Option(help="Output of a run; for new images, a new folder.")],
+    output: Annotated[
+        str, typer.Option(help="Output of a run; for new images, a new folder or s3:// prefix.")
+    ],
     network: NetworkOption = None,
     images: ImagesOption = None,
     manifest: ManifestOption = None,
@@ -43,7 +45,7 @@ def reinfer(
     take_over: TakeOverOption = False,
     allow_code: AllowCodeOption = None,
 ) -> None:
-    """Infer masks with a trained network: predictions as Parquet files, one row per image."""
+    """Predict masks with a trained network: write one row per image to Parquet files."""
     has_new_images = bool(images or manifest)
     if has_new_images != bool(network):
         raise SettingsError("new images need both --network RUN and --images or --manifest")

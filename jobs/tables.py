@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2 and Figures 2 and 3, on a VOC tree; resumable, on Ray."""
+"""Make the paper's Tables 1 and 2 and Figures 2 and 3 from a VOC tree; resumable, on Ray."""
 
 from saff.cli import run_alone
 from saff.cli.fitting import tables

@@ -29,18 +29,24 @@ def train(
     gpus: GpusOption = None,
     restart: Annotated[
         bool,
-        typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
+        typer.Option(
+            "--restart/--resume",
+            help="Start the training again, or continue it from the last checkpoint.",
+        ),
     ] = False,
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Train a network on pseudo labels; checkpoints, metrics and weights in OUTPUT/network."""
+    """Train a network on pseudo labels; write checkpoints and weights to OUTPUT/network."""
     refuse_relative(output)
     folder, settings = Folder.at(output), read_config(config).training
     read_run(folder)  # the folder is the output of a run
     labels = plan_stage(folder, Stage.PSEUDO_LABELS)  # what there is to learn from
     if labels.left:
-        typer.echo(f"{labels.left:,} images are not labelled yet and not learnt from", err=True)
+        typer.echo(
+            f"{labels.left:,} images are not labelled yet; the network does not learn from them",
+            err=True,
+        )
     results = train_network(  # from the newest checkpoint to the last step
         folder,
         settings,

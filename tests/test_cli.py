@@ -272,7 +272,7 @@ def test_a_run_that_is_done_does_nothing(call, corpus, settings_file, finished, 
     lines = err.splitlines()
     assert lines[0].startswith(f"settings: {settings_file} ")
     assert lines[1] == "done: 7 images: 4 labelled, 3 failed, 0 to do in 0 parts"
-    assert lines[2] == f"why images failed: saff report {finished.path}"
+    assert lines[2] == f"saff report {finished.path} shows why images failed"
 
 
 # One picture

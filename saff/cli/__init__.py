@@ -18,15 +18,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Foreground masks from unlabelled images, without any annotation.
 
-    A first run:
+    Commands for a start:
 
-    [bold]saff segment photo.jpg -o mask.png[/]      one picture
+    [bold]saff segment photo.jpg -o mask.png[/]      writes the mask of one picture
 
-    [bold]saff label photos/ --output out/[/]        a folder, resumable
+    [bold]saff label photos/ --output out/[/]        labels a folder, and resumes if it is run again
 
-    [bold]saff report out/[/]                        look at it: out/report/index.html
+    [bold]saff report out/[/]                        writes a page of the results
 
-    [bold]saff export out/ --to masks/[/]            PNG files
+    [bold]saff export out/ --to masks/[/]            writes the masks as PNG files
     """,
 )
 
@@ -50,7 +50,7 @@ for command in (
 
 @app.callback(invoke_without_command=True)
 def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
@@ -58,7 +58,7 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line and exit code 2."""
+    """Run the command line; an error that the user can correct is one line and exit code 2."""
     explain(app)
 
 
@@ -70,9 +70,9 @@ def run_alone(command: Callable[..., None]) -> None:
 
 
 def explain(program: Callable[[], None]) -> None:
-    """Call a program and turn what the user can mend into one line and exit code 2.
+    """Call a program and turn errors that the user can correct into one line and exit code 2.
 
-    That is a :class:`SaffError`, and an OSError: a storage or a disk that failed later on.
+    These are a :class:`SaffError`, and an OSError of a storage or a disk that failed later on.
     """
     try:
         program()

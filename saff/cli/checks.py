@@ -29,21 +29,25 @@ PARTS_FOR_RAY = 512  # beyond, even small parts take longer than Ray's start
 
 def evaluate(
     source: Annotated[
-        str | None, typer.Argument(metavar="[OUTPUT]", help="Same as --output.")
+        str | None, typer.Argument(metavar="[OUTPUT]", help="Output of a run, as for --output.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Output of a run.")] = None,
-    truth: Annotated[str, typer.Option(help="Folder of masks named like the images.")] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        str | None, typer.Option(help="Output of a run: a folder or s3:// prefix.")
+    ] = None,
+    truth: Annotated[str, typer.Option(help="Folder of true masks, named like the images.")] = ...,  # type: ignore[assignment]
     truth_format: TruthFormatOption = TruthFormat.binary,
     stage: StageOption = Stage.PSEUDO_LABELS,
-    normalise: Annotated[bool, typer.Option(help="Stretch each map to 0..255 first.")] = True,
+    normalise: Annotated[
+        bool, typer.Option(help="Stretch each confidence map to 0..255 before it is measured.")
+    ] = True,
     partial: Annotated[
         bool, typer.Option("--partial", help="Measure even if most images have no mask.")
     ] = False,
     patience: PatienceOption = MINUTES,
 ) -> None:
-    """Measure results against masks: max F in its three conventions, MAE, IoU, P-R curve.
+    """Measure results with true masks: max F in three conventions, MAE, IoU and a P-R curve.
 
-    What is left out is printed with its reason, and counted in metrics.json.
+    Whatever is left out is printed with its reason, and counted in metrics.json.
     """
     given = output or source
     if given is None or (output and source):
@@ -73,23 +77,26 @@ def evaluate(
 def verify(
     output: Output,
     other: Annotated[
-        str | None, typer.Argument(help="Another output that is to hold the same.")
+        str | None, typer.Argument(help="Another output, to be compared with the first.")
     ] = None,
     stage: Annotated[
-        Stage | None, typer.Option(help="Which results; default: all there are.")
+        Stage | None, typer.Option(help="Results to check; default: all that the output has.")
     ] = None,
     images: Annotated[
         bool, typer.Option("--images", help="Read each image again and compare its SHA-256.")
     ] = False,
     network: Annotated[
         str | None,
-        typer.Option(help="Run whose network made the predictions, where it is another one."),
+        typer.Option(
+            help="Output of the run whose network made the predictions, if it is another run."
+        ),
     ] = None,
     patience: PatienceOption = MINUTES,
 ) -> None:
     """Prove that an output is whole, or that two outputs hold the same.
 
-    Every row and map is read. Exit code 1 when anything is wrong, differs or is not done yet.
+    Every row and every map is read. The exit code is 1 if anything is wrong, differs or is not done
+    yet.
     """
     named = [name for name in (output, other, network) if name]
     for name in named:
@@ -111,32 +118,43 @@ def verify(
 
 def doctor(
     output: Annotated[
-        str | None, typer.Argument(help="Folder or s3:// prefix that runs are to write to.")
+        str | None, typer.Argument(help="Folder or s3:// prefix that a run will write to.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a cluster; default: RAY_ADDRESS, or this one.")
+        str | None,
+        typer.Option(
+            help="Address of a cluster, HOST:PORT; default: RAY_ADDRESS, or this machine."
+        ),
     ] = None,
     network: NetworkOption = None,
     config: ConfigOption = "default",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers that a stage is to have: enough room?")
+        int | None,
+        typer.Option(
+            min=1, help="Number of workers that a stage will use; checks that there is room."
+        ),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs that a stage is to have, one a worker.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Number of GPUs that a stage will use, one per worker; checks that there is room.",
+        ),
     ] = None,
     allow_code: AllowCodeOption = None,
     start_nodes: Annotated[
         bool,
         typer.Option(
             "--start-nodes",
-            help="On a cluster that grows, start a CPU node, and a GPU node if --gpus, and check "
-            "them too; waits 15 minutes at most.",
+            help="Start a CPU node of a cluster that grows, with --gpus a GPU node, too, and check "
+            "them; waits for at most 15 minutes.",
         ),
     ] = False,
 ) -> None:
     """Check what a run needs, on every node: versions, storage, models, threads, GPUs and more.
 
-    One line each: ok, or what is wrong and what to do about it. Exit code 1 if anything is wrong.
+    Each check prints one line: ok, or what is wrong and what to do about it. The exit code is 1 if
+    anything is wrong.
     """
     for name in (output, network):
         if name:

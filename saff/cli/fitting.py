@@ -21,15 +21,17 @@ from saff.storage import Folder
 
 
 def tables(
-    voc: Annotated[Path, typer.Option(help="A VOCdevkit/VOC2012 folder.")],
-    output: Annotated[str, typer.Option(help="Folder or prefix for runs, tables and figures.")],
+    voc: Annotated[Path, typer.Option(help="Folder VOCdevkit/VOC2012 of the data set.")],
+    output: Annotated[
+        str, typer.Option(help="Folder or s3:// prefix to write runs, tables and figures to.")
+    ],
     config: ConfigOption = "paper",
     workers: WorkersOption = None,
     gpus: GpusOption = None,
 ) -> None:
     """Run every row of the paper's tables; write tables.md, figure2.svg and figure3.png.
 
-    The configuration says which network is trained and how; the same command resumes.
+    The configuration says which network is trained and how. Run the same command again to resume.
     """
     refuse_relative(str(voc))
     refuse_relative(output)
@@ -48,14 +50,14 @@ def tables(
 
 
 def fit_saliency(
-    images: Annotated[str, typer.Option(help="Folder, glob or s3:// prefix of images.")],
-    truth: Annotated[str, typer.Option(help="Folder of masks named like the images.")],
+    images: Annotated[str, typer.Option(help="Images: a folder, a glob or an s3:// prefix.")],
+    truth: Annotated[str, typer.Option(help="Folder of true masks, named like the images.")],
     output: Annotated[Path, typer.Option(help="Model file to write: saliency.safetensors.")],
     truth_format: TruthFormatOption = TruthFormat.binary,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
-    trees: Annotated[int, typer.Option(min=1, help="Boosted trees.")] = 250,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
+    trees: Annotated[int, typer.Option(min=1, help="Number of boosted trees.")] = 250,
 ) -> None:
-    """Fit the regressor of saliency "drfi" to images with masks; use it as drfi:FILE."""
+    """Fit the regressor of saliency "drfi" to images with masks, as drfi:FILE."""
     check_writable(output)
     from saff.cluster.fitting import fit_saliency as fit
     from saff.saliency.fitting import Boosting
@@ -72,16 +74,20 @@ def fit_saliency(
 
 
 def fit_edges(
-    images: Annotated[str, typer.Option(help="Folder, glob or s3:// prefix of images.")],
+    images: Annotated[str, typer.Option(help="Images: a folder, a glob or an s3:// prefix.")],
     boundaries: Annotated[
         str, typer.Option(help="Folder of .mat (BSDS500) or .png files named like the images.")
     ],
     output: Annotated[Path, typer.Option(help="Model file to write: edges.safetensors.")],
-    validation_images: Annotated[str | None, typer.Option(help="Images to measure on.")] = None,
-    validation_boundaries: Annotated[str | None, typer.Option(help="And their boundaries.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 900,
+    validation_images: Annotated[
+        str | None, typer.Option(help="Images to measure the fitted network on.")
+    ] = None,
+    validation_boundaries: Annotated[
+        str | None, typer.Option(help="Boundaries of the images to measure on.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of the training.")] = 900,
 ) -> None:
-    """Fit the network of edges "learned" to boundaries people drew; use it as learned:FILE."""
+    """Fit the network of edges "learned" to boundaries that people drew, as learned:FILE."""
     if bool(validation_images) != bool(validation_boundaries):
         raise SettingsError("name both --validation-images and --validation-boundaries, or none")
     from saff.cluster import fitting

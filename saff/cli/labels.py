@@ -36,25 +36,39 @@ def label(
     config: ConfigOption = "default",
     retry_failed: RetryOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Report what would be done, how long it would take and what it would cost.",
+        ),
     ] = False,
     sample: Annotated[
-        int, typer.Option(min=0, help="Images that a dry run labels, to tell time and size.")
+        int,
+        typer.Option(
+            min=0, help="Number of images that a dry run labels to estimate time and size."
+        ),
     ] = 8,
     cpus: Annotated[
-        int | None, typer.Option(min=1, help="Of the cluster, for a dry run; default: those here.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of CPUs that a dry run plans for; default: those of this machine."
+        ),
     ] = None,
     cpu_price: Annotated[
-        float | None, typer.Option(min=0, help="Dollars of a CPU for an hour, for a dry run.")
+        float | None,
+        typer.Option(
+            min=0, help="Price of one CPU for an hour in dollars, for the cost in a dry run."
+        ),
     ] = None,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Label images: pseudo labels as Parquet shards.
+    """Label images: write a pseudo label for each to Parquet files.
 
-    Runs on the Ray cluster it is started on ([bold]ray job submit[/]), or starts one on this
-    machine. A bad image becomes a row with an error; run the same command again to resume.
+    Submitted with [bold]ray job submit[/], it runs on that cluster; otherwise it starts Ray on this
+    machine. An image that cannot be used becomes a row with an error. Run the same command again to
+    resume.
     """
     refuse_relative(output)
     chosen, folder = read_config(config), Folder.at(output)
@@ -83,7 +97,7 @@ def label(
     done = job.complete(retry_failed=retry_failed)
     typer.echo(f"done: {done}", err=True)
     if done.failed:
-        typer.echo(f"why images failed: saff report {output}", err=True)
+        typer.echo(f"saff report {output} shows why images failed", err=True)
 
 
 def manifest(
@@ -92,10 +106,10 @@ def manifest(
     manifest: ManifestOption = None,
     output: NewOutputOption = ...,  # type: ignore[assignment]
 ) -> None:
-    """Take images into an output and do nothing with them: what several jobs then share.
+    """Take images into an output without labelling them, so that several jobs can share them.
 
-    [bold]saff label ... --part 1/4[/] to [bold]--part 4/4[/] do a quarter each, at the same time;
-    what they write lies side by side in one output. Run it again to take in new images.
+    Afterwards [bold]saff label ... --part 1/4[/] to [bold]--part 4/4[/] label a quarter each, at
+    the same time and into the same output. Run this command again to take in new images.
     """
     refuse_relative(output)
     images_of, folder = open_source(source, images, manifest=manifest), Folder.at(output)

@@ -1,4 +1,4 @@
-"""Commands of the network: train, reinfer, export-network."""
+"""Commands for networks: train, reinfer, export-network."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,15 +33,18 @@ def train(
     gpus: GpusOption = None,
     restart: Annotated[
         bool,
-        typer.Option("--restart/--resume", help="Forget an earlier training, or continue it."),
+        typer.Option(
+            "--restart/--resume",
+            help="Start the training again, or continue it from the last checkpoint.",
+        ),
     ] = False,
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
 ) -> None:
     """Train a segmentation network on the pseudo labels of a run.
 
-    Continues from the last checkpoint when it is run again. Only the section
-    [bold]training[/] of the configuration counts.
+    Run the same command again to continue from the last checkpoint. Only the section
+    [bold]training[/] of the configuration is used.
     """
     refuse_relative(output)
     chosen = read_config(config).training
@@ -50,7 +53,10 @@ def train(
     from saff.cluster.training import train_network
 
     if left := plan_stage(folder).left:
-        typer.echo(f"{left:,} images are not labelled yet and not learnt from", err=True)
+        typer.echo(
+            f"{left:,} images are not labelled yet; the network does not learn from them",
+            err=True,
+        )
     results = train_network(
         folder,
         chosen,
@@ -64,17 +70,26 @@ def train(
 
 
 def reinfer(
-    output: Annotated[str, typer.Option(help="Output of a run; of new images, a new folder.")],
+    output: Annotated[
+        str, typer.Option(help="Output of a run; for new images, a new folder or s3:// prefix.")
+    ],
     network: NetworkOption = None,
     images: Annotated[
-        str | None, typer.Option(help="New images: folder, glob, s3:// prefix or file.")
+        str | None, typer.Option(help="New images: a folder, a glob, an s3:// prefix or one file.")
     ] = None,
     manifest: Annotated[
-        str | None, typer.Option(help="New images: Parquet or CSV with image_id and uri.")
+        str | None,
+        typer.Option(
+            help="List of new images: a Parquet or CSV file with the columns image_id and uri."
+        ),
     ] = None,
     config: ConfigOption = "default",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default: one a GPU, or one a CPU.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of processes; default: one per GPU, or one per CPU where there is no GPU.",
+        ),
     ] = None,
     gpus: GpusOption = None,
     retry_failed: RetryOption = False,
@@ -84,11 +99,11 @@ def reinfer(
     take_over: TakeOverOption = False,
     allow_code: AllowCodeOption = None,
 ) -> None:
-    """Infer masks with a trained network: for the images of a run, or for new ones.
+    """Predict masks with a trained network, for the images of a run or for new ones.
 
-    [bold]saff reinfer --output RUN[/] infers the images that the network of RUN has learnt from;
-    with [bold]--network RUN --images IMAGES[/], new images, for which only the network runs.
-    Run the same command again to resume.
+    [bold]saff reinfer --output RUN[/] predicts the images that the network of RUN was trained on.
+    [bold]saff reinfer --output NEW --network RUN --images IMAGES[/] predicts new images, which need
+    no labels. Run the same command again to resume.
     """
     new_images = bool(images or manifest)
     if new_images != bool(network):
@@ -125,14 +140,14 @@ def export_network(
 ) -> None:
     """Convert a trained network to one file that runs without saff: ONNX, or torch's format.
 
-    A JSON file beside it says how to prepare images. The file is run once and its answers are
-    compared with the network's. ONNX needs the packages of the extra [bold]export[/].
+    A JSON file beside it says how to prepare images. The converted file is run once, and its output
+    is compared with that of the network. ONNX needs [bold]pip install 'saff[export]'[/].
     """
     from saff import network_export
 
     done = network_export.export_network(Folder.at(output), to, allow_code or ())
     checked = (
-        "checked by ONNX alone; pip install onnxruntime to have it run, too"
+        "its form is checked; pip install onnxruntime to have its output compared, too"
         if done.difference is None
         else f"differs from the network by at most {done.difference:.0e}"
     )

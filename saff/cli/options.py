@@ -21,7 +21,7 @@ MINUTES = PATIENCE / 60
 
 
 class What(str, Enum):
-    """Pictures of a result."""
+    """Kinds of pictures that show a result."""
 
     mask = "mask"
     confidence = "confidence"
@@ -39,59 +39,72 @@ class TruthFormat(str, Enum):
     alpha = "alpha"
 
 
-Output = Annotated[str, typer.Argument(help="Output of a run, a folder or s3:// prefix.")]
-
 TruthFormatOption = Annotated[
     TruthFormat,
     typer.Option(
-        help="What the values of the masks mean. binary: black and white; half: grey, foreground "
-        "from half on; voc: 0, classes 1..20, 255 void; nonzero: all but black is foreground; "
-        "alpha: the opaque pixels are."
+        help="Meaning of the values of the true masks. binary: black and white; half: grey, "
+        "foreground from half on; voc: 0, classes 1..20, 255 ignored; nonzero: all but black is "
+        "foreground; alpha: the opaque pixels are foreground."
     ),
 ]
 
-StageOption = Annotated[Stage, typer.Option(help="Which results.")]
+Output = Annotated[str, typer.Argument(help="Output of a run: a folder or s3:// prefix.")]
+
+StageOption = Annotated[Stage, typer.Option(help="Results to use: pseudo_labels or predictions.")]
 
 ConfigOption = Annotated[
     str,
     typer.Option(
-        "--config", help="'default', 'fast', 'best', 'paper', or a JSON file of settings."
+        "--config",
+        help="Settings: default, fast, best, paper, or a JSON file of what differs from default.",
     ),
 ]
 
-SourceArgument = Annotated[str | None, typer.Argument(metavar="[IMAGES]", help="Same as --images.")]
+SourceArgument = Annotated[
+    str | None, typer.Argument(metavar="[IMAGES]", help="Images, as for --images.")
+]
 
 ImagesOption = Annotated[
-    str | None, typer.Option(help="Folder, glob, s3:// prefix or file of images.")
+    str | None, typer.Option(help="Images: a folder, a glob, an s3:// prefix or one file.")
 ]
 
 ManifestOption = Annotated[
-    str | None, typer.Option(help="Parquet or CSV with columns image_id and uri.")
+    str | None,
+    typer.Option(help="List of images: a Parquet or CSV file with the columns image_id and uri."),
 ]
 
 NewOutputOption = Annotated[
-    str, typer.Option(help="Folder or s3:// prefix; the same again resumes.")
+    str,
+    typer.Option(
+        help="Folder or s3:// prefix to write to; running the same command again resumes."
+    ),
 ]
 
 RetryOption = Annotated[
-    bool, typer.Option("--retry-failed", help="Try images again that failed before.")
+    bool, typer.Option("--retry-failed", help="Try again the images that have failed.")
 ]
 
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Processes that share each batch of a training.")
+    int | None, typer.Option(min=1, help="Number of processes that share each batch of a training.")
 ]
 
 GpusOption = Annotated[
-    int | None, typer.Option(min=0, help="GPUs to use, one a worker; default: all there are now.")
+    int | None,
+    typer.Option(
+        min=0, help="Number of GPUs to use, one per worker; default: all that the cluster has now."
+    ),
 ]
 
 PatienceOption = Annotated[
-    float, typer.Option(min=0.1, help="Minutes without progress after which the job ends.")
+    float, typer.Option(min=0.1, help="Minutes without any progress after which the job ends.")
 ]
 
 PartOption = Annotated[
     str,
-    typer.Option(help="Of several jobs on one run, this one: 2/4. The images: saff manifest."),
+    typer.Option(
+        help="Share of the images that this job does: 2/4 is the second of four jobs on one "
+        "output; take the images in with saff manifest first."
+    ),
 ]
 
 ThresholdOption = Annotated[
@@ -99,17 +112,18 @@ ThresholdOption = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
-        help="Confidence from which a pixel is foreground in a mask or an overlay.",
+        help="Smallest confidence of foreground in a mask or an overlay.",
     ),
 ]
 TakeOverOption = Annotated[
     bool,
     typer.Option(
-        "--take-over", help="Continue at once the work of another job that is known to be dead."
+        "--take-over",
+        help="Continue the work of another job that you know to be dead, without waiting.",
     ),
 ]
 NetworkOption = Annotated[
-    str | None, typer.Option("--network", help="Run whose trained network to ask.")
+    str | None, typer.Option("--network", help="Output of the run whose trained network is used.")
 ]
 
 AllowCodeOption = Annotated[
@@ -117,13 +131,13 @@ AllowCodeOption = Annotated[
     typer.Option(
         "--allow-code",
         metavar="MODULE",
-        help="Import this module if the run names it as its network's; repeat for more.",
+        help="Allow a run to import this module as its network; repeat for more modules.",
     ),
 ]
 
 
 def read_config(name: str) -> "Config":
-    """Settings by name or from a JSON file."""
+    """Read settings by name or from a JSON file."""
     from saff import config as settings  # pydantic takes longer to import than help may take
 
     if name in settings.NAMED:

@@ -36,23 +36,21 @@ class Method(str, Enum):
 
 
 def segment(
-    image: Annotated[
-        str, typer.Argument(help="A picture, by path or URI; - reads standard input.")
-    ],
+    image: Annotated[str, typer.Argument(help="Path or URI of a picture; - reads standard input.")],
     to: Annotated[
         str,
         typer.Option(
             "--output",
             "-o",
-            help="File to write: .png, .tiff or .webp, or .jpg for an overlay; - writes PNG to "
+            help="File to write: .png, .tiff or .webp, for an overlay also .jpg; - writes PNG to "
             "standard output.",
         ),
     ],
-    what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
+    what: Annotated[What, typer.Option(help="Kind of picture to write.")] = What.mask,
     network: NetworkOption = None,
     method: Annotated[
         Method,
-        typer.Option(help="Ask a trained network, or label the picture by itself, as saff label."),
+        typer.Option(help="Use a trained network, or label the picture as saff label does."),
     ] = Method.network,
     threshold: ThresholdOption = 0.5,
     config: ConfigOption = "default",
@@ -60,14 +58,16 @@ def segment(
 ) -> None:
     """Segment one picture: its mask, confidence, overlay or cut-out.
 
-    By the network that comes with saff, or with [bold]--network RUN[/] by the one trained there.
+    The network that comes with saff does it, or the one of a run with [bold]--network RUN[/].
     """
     import numpy as np
 
     from saff import images
 
     if network and method is Method.label:
-        raise SettingsError("--network names a network, and --method label asks none; choose one")
+        raise SettingsError(
+            "--network names a network, and --method label uses none; leave one of them out"
+        )
     file_format = picture_export.check_target(to, image, what.value)
     chosen = read_config(config)
     try:
@@ -102,17 +102,17 @@ def _load_network(run: str | None, allow_code: Collection[str]) -> "Network":
 def export(
     output: Output,
     to: Annotated[str, typer.Option(help="Folder or s3:// prefix for the PNG files.")],
-    what: Annotated[What, typer.Option(help="What to draw.")] = What.mask,
+    what: Annotated[What, typer.Option(help="Kind of picture to write.")] = What.mask,
     stage: StageOption = Stage.PSEUDO_LABELS,
     threshold: ThresholdOption = 0.5,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
     ] = False,
 ) -> None:
-    """Write results as PNG files named like the images, in their size; masks are 0 and 255.
+    """Write results as PNG files with the names and sizes of the images; masks are 0 and 255.
 
-    Nothing that the run was made from is written over. Exit code 1 if a file could not be written
-    or a photograph could not be reached; the others are written.
+    Photographs of the run are never written over. The exit code is 1 if a file could not be written
+    or a photograph could not be read; the other files are written.
     """
     run, folder = Folder.at(output), Folder.at(to)
     summary = picture_export.export_pictures(
@@ -129,13 +129,15 @@ def export(
 
 def report(
     output: Output,
-    cards: Annotated[int, typer.Option(min=1, help="Images to draw at most.")] = 200,
+    cards: Annotated[int, typer.Option(min=1, help="Largest number of images to show.")] = 200,
     to: Annotated[
         str | None,
-        typer.Option(help="File .html, or folder or s3:// prefix, to write to instead."),
+        typer.Option(
+            help="HTML file, folder or s3:// prefix to write to instead of OUTPUT/report."
+        ),
     ] = None,
 ) -> None:
-    """Write OUTPUT/report/index.html: a page that opens from disk.
+    """Write OUTPUT/report/index.html: a page of results that a browser opens from disk.
 
     Images whose photographs have changed or vanished are left out and counted.
     """

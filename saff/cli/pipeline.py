@@ -1,4 +1,4 @@
-"""Commands that do everything: run, demo."""
+"""Commands that run all stages: run, demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -33,24 +33,33 @@ def run(
     output: NewOutputOption = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
     rounds: Annotated[
-        int, typer.Option(min=1, help="Trainings; each learns from the masks of the one before.")
+        int,
+        typer.Option(
+            min=1, help="Number of trainings; each learns from the masks of the network before it."
+        ),
     ] = 1,
     workers: WorkersOption = None,
     gpus: GpusOption = None,
-    truth: Annotated[str | None, typer.Option(help="Folder of masks to measure with.")] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Folder of true masks to measure the results with.")
+    ] = None,
     truth_format: TruthFormatOption = TruthFormat.binary,
     retry_failed: RetryOption = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Once labelled, forget earlier networks and predictions."),
+        typer.Option(
+            "--restart",
+            help="Forget earlier networks and predictions once all images are labelled.",
+        ),
     ] = False,
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
 ) -> None:
-    """Do everything: label, train a network on the labels, infer with it, measure, report.
+    """Run all stages: label, train a network on the labels, predict with it, measure, report.
 
-    Killed at any point, the same command continues. Run it again for new images: they are labelled
-    and inferred, the networks stay as they are; [bold]--restart[/] trains them anew, on all.
+    Run the same command again to resume, wherever it was interrupted, or to add new images: these
+    are labelled and predicted, and the networks stay as they are. [bold]--restart[/] trains the
+    networks again, on all images.
     """
     for name in (output, *([truth] if truth else [])):
         refuse_relative(name)
@@ -74,9 +83,9 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder to write everything to.")] = Path("demo"),
 ) -> None:
-    """Label photographs that scikit-image carries; write masks, overlays and the report."""
+    """Label the photographs that come with scikit-image; write masks, overlays and the report."""
     from saff.demo import run
 
     run(output)
