@@ -102,7 +102,9 @@ def split_uri(uri: str, signed: bool) -> tuple[str, str]:
     if protocol in ("file", "local"):
         return "file", _path_of(uri)
     if not rest:
-        raise SettingsError(f"{uri} names no place; expected {protocol}:// and what lies there")
+        raise SettingsError(
+            f"{uri} names no place; expected {protocol}:// followed by a bucket, a host or a path"
+        )
     return protocol, rest
 
 
@@ -174,7 +176,7 @@ def expand_home(path: str) -> str:
     """
     expanded = os.path.expanduser(path)
     if expanded == path and path.partition("/")[0] == "~":
-        raise SettingsError(f"{path} begins with a home folder, and there is none; set HOME")
+        raise SettingsError(f"{path} begins with ~, and no home folder is known; set HOME")
     return expanded
 
 
@@ -198,9 +200,9 @@ def plain_uri(uri: str) -> str:
 
 
 def file_system(protocol: str, uri: str) -> Any:
-    """File system of a protocol; a SettingsError names the URI if its package is not there."""
+    """File system of a protocol; a SettingsError names the URI if its package is not installed."""
     if protocol == "file":
-        return LOCAL  # asked for with every image
+        return LOCAL  # looked up for every image
     try:
         return fsspec.filesystem(protocol, **_options(protocol))
     except Exception as error:  # every protocol raises its own
@@ -210,9 +212,9 @@ def file_system(protocol: str, uri: str) -> Any:
 def _options(protocol: str) -> dict[str, Any]:
     """Options of a file system.
 
-    The web is asked for addresses as they come, by the proxy that the environment names.  Of S3 and
-    its likes no checksums for pieces of objects are asked for: AWS sends none with a piece; some
-    servers send that of the whole, which then does not fit.
+    Web addresses are requested as they come, through the proxy that the environment names.  S3 and
+    its likes are not asked for checksums of pieces: AWS sends none with a piece; some servers send
+    that of the whole object, which then does not fit.
     """
     if protocol in WEB:
         return {"encoded": True, "client_kwargs": {"trust_env": True}}

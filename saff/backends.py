@@ -44,7 +44,9 @@ def load(kind: str, name: str, known: Mapping[str, Callable[[], B]]) -> B:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SettingsError(f"{kind} {name!r} cannot be imported: {error}") from error
     if not callable(factory):
-        raise SettingsError(f"{kind} {name!r} is a {type(factory).__name__}, expected a factory")
+        raise SettingsError(
+            f"{kind} {name!r} is of type {type(factory).__name__}, expected a factory"
+        )
     back_end: B = factory()
     if not callable(back_end):
         raise SettingsError(f"{kind} {name!r} gave {type(back_end).__name__}, expected a callable")

@@ -44,7 +44,9 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
     """
     try:
         fs, path = locate(source)
-    except SettingsError as error:  # a login, say, which run.json would keep; not repeated here
+    except (
+        SettingsError
+    ) as error:  # a login, say, which run.json would keep; not repeated in this message
         raise WeightsError(f"cannot read the weights {redact(source)}: {error}") from error
     try:
         data: bytes = with_retries(fs, fs.cat_file, path)
@@ -57,7 +59,7 @@ def open_weights(source: str, sha256: str | None = None) -> WeightsFile:
 
 
 def open_hub(name: str, url: str, setting: str) -> WeightsFile:
-    """Read published weights from torch's hub cache, downloaded if they are not there.
+    """Read published weights from torch's hub cache, downloaded if the cache lacks them.
 
     Parameters
     ----------
@@ -76,7 +78,7 @@ def open_hub(name: str, url: str, setting: str) -> WeightsFile:
     Raises
     ------
     WeightsError
-        If they are not there and cannot be downloaded, or the checksum is another.
+        If the cache lacks them and they cannot be downloaded, or the checksum is another.
     """
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
     digest = os.path.basename(url).rsplit("-", 1)[-1].split(".")[0]

@@ -66,7 +66,7 @@ def run(output: Path) -> None:
 
 
 def write_photographs(folder: Path) -> None:
-    """Write the photographs as PNG files, those that are not there yet."""
+    """Write the photographs as PNG files; files that exist are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in PHOTOGRAPHS:
         path = folder / f"{name}.png"

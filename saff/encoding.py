@@ -14,8 +14,8 @@ FLAT_COSINE = 1e-6  # the same for cosines of an encoder's float32 features
 def class_vectors(scores: AnyArray, temperature: float) -> Features:
     """Turn class scores into the semantic vectors v_i: ``exp(s / T)``, the largest sum being 1.
 
-    One divisor for the whole image, not one a region as in a softmax: a region that shows no class
-    clearly keeps a short vector.
+    One divisor for the whole image, not one per region as a softmax has: a region that shows no
+    class clearly keeps a short vector.
 
     Parameters
     ----------

@@ -81,7 +81,7 @@ class AddressError(OSError):
 
 
 class UnreadableError(AddressError):
-    """A store that answers, and gives no file for one address, however often it is asked."""
+    """A store that answers, but never gives the file of one address."""
 
 
 class BusyError(AddressError):
@@ -90,7 +90,7 @@ class BusyError(AddressError):
     Attributes
     ----------
     wait : float
-        Seconds after which it wants to be asked again.
+        Seconds after which it accepts the next request.
     """
 
     wait = 0.0

@@ -1,4 +1,4 @@
-"""Asking a trained network: images at several scales, mirrored, refined along their edges.
+"""Predict with a trained network: several scales, flipped images, outlines that follow edges.
 
 Images that become inputs of one size are computed together, in batches that are always full:
 places that no image needs are filled up.  So what comes out for an image does not depend on what
@@ -42,14 +42,14 @@ def predict(
     image : uint8 array of shape (H, W, 3)
         RGB.
     settings : Inference
-        Scales, mirroring, refinement.
+        Scales, flip, refinement.
     device : torch.device or str
         Where the network is.
 
     Returns
     -------
     confidence : float32 array of shape (H, W)
-        Probability of foreground in [0, 1], averaged over scales and mirror images.
+        Probability of foreground in [0, 1], averaged over scales and flipped images.
 
     Raises
     ------

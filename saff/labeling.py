@@ -164,7 +164,7 @@ def label_image(
 
 
 def _given(pixels: PixelMap, image: Image) -> PixelMap:
-    """A map that is there already, as a back end."""
+    """A map that has been computed before, as a back end."""
     return pixels
 
 
@@ -228,14 +228,14 @@ def encode_semantics(
 
 def refuse_missing(maps: semantic.SemanticMaps, config: Config) -> None:
     """Refuse settings that ask for what the encoder does not give."""
-    asked = {config.semantic_unary, config.semantic_affinity}
+    used = {config.semantic_unary, config.semantic_affinity}
     gives = {
         "class scores": (len(maps.scores) > 0, {"max_class", "classes"}),
         "feature levels": (len(maps.levels) > 0, {"border_contrast", "features"}),
         "attention": (maps.attention is not None, {"attention"}),
     }
     for what, (there, users) in gives.items():
-        if not there and asked & users:
+        if not there and used & users:
             others = [name for name, (has, _) in gives.items() if has]
             raise SettingsError(
                 f"encoder {config.encoder!r} gives {' and '.join(others) or 'nothing'} but no "

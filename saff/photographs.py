@@ -37,7 +37,7 @@ class Photographs:
 
     No photograph keeps the others from being read.  A server that fails is given ten seconds, then
     each of its photographs is requested once, for at most a minute.  A server that has given no
-    answer for thirty seconds in all is not asked again.
+    answer for thirty seconds in all gets no further request.
 
     Attributes
     ----------

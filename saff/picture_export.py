@@ -28,7 +28,7 @@ LISTED = 20  # images that are named where a file could not be written
 FAILURES = 3  # uploads that fail one after the other, before the store is at fault
 OF_ONE_KEY = ("KeyTooLongError", BAD_ADDRESS)  # what an object store says of one name
 STANDARD = "-"  # standard input or output, as a file name
-THERE_ALREADY = "a file with another content is there; --overwrite replaces it"
+THERE_ALREADY = "a file with another content exists; --overwrite replaces it"
 OF_ONE_NAME = (  # what a file system says of one path, not of the disk
     errno.EEXIST,
     errno.EISDIR,
@@ -156,13 +156,13 @@ def export_pictures(
     output : Folder
         A run.
     to : Folder
-        Made if it is not there; nothing is written outside it.
+        Made if it does not exist; nothing is written outside it.
     what : {"mask", "confidence", "overlay", "cutout"}
         See :func:`saff.pictures.picture`.
     stage : str
         ``"pseudo_labels"`` or ``"predictions"``.
     overwrite : bool
-        Replace files that are there.  Otherwise only a file with the same content is no hindrance.
+        Replace files that exist.  Otherwise only a file with the same content is no hindrance.
     threshold : float
         Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
 
@@ -224,7 +224,7 @@ class _PictureFolder:
     Parameters
     ----------
     to : Folder
-        Made if it is not there.
+        Made if it does not exist.
     overwrite : bool
         Replace files that are there, but none that this export has written itself: two names may
         lead to one file.
@@ -240,7 +240,7 @@ class _PictureFolder:
             with as_storage_error(to.path):
                 os.makedirs(to.path, exist_ok=True)
                 if not os.access(to.path, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, "no right to write there")
+                    raise PermissionError(errno.EACCES, "no right to write into this folder")
         self._root = os.path.realpath(to.path).rstrip("/")
 
     def write(self, name: str, data: bytes) -> str:
@@ -342,7 +342,7 @@ def check_target(target: str, source: str, what: What) -> str:
     file_format = picture_format(target, what)
     folder = os.path.dirname(os.path.abspath(target))
     if os.path.isdir(target) or not os.access(folder, os.W_OK):
-        raise SettingsError(f"cannot write {target}: name a file in a folder that is there")
+        raise SettingsError(f"cannot write {target}: name a file in a folder that exists")
     return file_format
 
 

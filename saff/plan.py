@@ -133,6 +133,6 @@ def require_manifest(output: Folder, source: str) -> None:
         parts = layout.manifest(output).names(PART_SUFFIX)
     if not parts:
         raise SettingsError(
-            f"{output.uri} has no images yet, and a share takes none in; first, once: "
+            f"{output.uri} has no images yet; before any share is done, take them in: "
             f"saff manifest {source_option(source)} --output {shlex.quote(output.uri)}"
         )

@@ -1,4 +1,4 @@
-"""How far a mask can be trusted, told without any annotation."""
+"""Estimate how far a mask can be trusted, without any annotation."""
 
 import numpy as np
 

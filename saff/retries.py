@@ -1,4 +1,4 @@
-"""Storages that are busy for a moment are asked again, for minutes, before a job gives up.
+"""Requests to a storage that is busy for a moment are repeated, for minutes, before a job fails.
 
 The clients have retries of their own, a few within seconds.  These are for what lasts longer: a
 throttled prefix, a server that restarts, credentials of a role that are late.  Where a person
@@ -29,7 +29,7 @@ from saff.errors import BusyError, SaffError, SettingsError, UnreadableError
 
 PATIENCE = "SAFF_STORAGE_PATIENCE"  # environment variable: seconds, of each request
 SECONDS = 600.0  # without that variable
-QUIET = 15.0  # seconds of waiting that nobody is told of
+QUIET = 15.0  # seconds of waiting that are not logged
 BRIEF = 10.0  # seconds that a person waits to hear that a place does not answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds, drawn at random up to a bound that doubles
 FINAL = (  # what no repetition mends
@@ -74,7 +74,7 @@ def retry_limit(seconds: float, tries: float = math.inf) -> Iterator[None]:
 
 
 def call_with_retries(ask: Callable[..., Found], *arguments: Any, **options: Any) -> Found:
-    """Call something that asks a storage, again and again while that may help.
+    """Call a function that uses a storage, and repeat it while that may help.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def call_with_retries(ask: Callable[..., Found], *arguments: Any, **options: Any
 
 
 def patience() -> float:
-    """Seconds for which a storage is asked again: ``SAFF_STORAGE_PATIENCE``.
+    """Seconds for which requests to a storage are repeated: ``SAFF_STORAGE_PATIENCE``.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def patience() -> float:
 
 
 def _pause(state: RetryCallState, seconds: float) -> float:
-    """Seconds until the next try: at random, and what the server asks for if there is time."""
+    """Seconds until the next try: at random, and what the server wishes if there is time."""
     pause = wait_random_exponential(FIRST_PAUSE, LONGEST_PAUSE)(state)
     error = state.outcome.exception() if state.outcome else None
     wanted = error.wait if isinstance(error, BusyError) else 0.0
@@ -140,11 +140,11 @@ def _log_waiting(state: RetryCallState, seconds: float) -> None:
     _last_logged[0] = now
     error = state.outcome.exception() if state.outcome else None
     why = f"{type(error).__name__} {error_code(error) if error else ''}".rstrip()
-    LOG.warning("a storage does not answer (%s); it is asked again for %.0f s", why, seconds)
+    LOG.warning("a storage does not answer (%s); the request is repeated for %.0f s", why, seconds)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error of a storage may be gone in a while: throttling, 5xx, resets, time-outs."""
+    """Whether an error of a storage may pass: throttling, 5xx, resets, time-outs."""
     if not isinstance(error, Exception):
         return False
     return error_code(error) not in FINAL_CODES and not isinstance(error, FINAL)

@@ -56,6 +56,6 @@ def decode_map(row: Row, column: str) -> AnyArray:
         return images.decode_png(row[column], max_pixels=row["height"] * row["width"])
     except images.ImageError as error:
         raise StorageError(
-            f"the {column} of {row['image_id']} is damaged ({error}); saff verify names its shard: "
-            "remove that, and the job that made it makes it again"
+            f"the {column} of {row['image_id']} is damaged ({error}); saff verify names the part; "
+            "remove that file and run its job again"
         ) from error

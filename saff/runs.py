@@ -13,7 +13,7 @@ from saff.shards import Row
 from saff.storage import Folder, with_brief_retries
 
 OTHER_OUTPUT = "choose another output, or the settings it has"
-RESTART = "choose the settings it has, another output, or forget what is there with --restart"
+RESTART = "choose the settings it has, another output, or start again with --restart"
 
 
 def with_digest(content: Row) -> Row:
@@ -168,4 +168,4 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in {*there, *here} - {"digest"}:
             yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
     elif there != here:
-        yield f"{name} is {there!r} there and {here!r} here"
+        yield f"{name} is {there!r} in that run and {here!r} in this one"

@@ -93,7 +93,7 @@ class Corpus:
         return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
 
     def within(self, spans: str) -> "Corpus":
-        """Give the parts with these numbers alone, of those that are there."""
+        """Give those parts that have one of these numbers."""
         ends = sorted((int(span[1]), int(span[2] or span[1])) for span in SPAN.finditer(spans))
 
         def is_within(name: str) -> bool:
@@ -121,8 +121,8 @@ def open_corpus(labels: Folder) -> Corpus:
     kept = [(n, count) for n, count in usable if count]
     if not kept:
         raise SettingsError(
-            f"all {sum(rows for rows, _ in counted)} images of {labels.uri} have failed, none can "
-            "be learnt from; saff report says why"
+            f"all {sum(rows for rows, _ in counted)} images of {labels.uri} have failed; "
+            "saff report shows why"
         )
     corpus = Corpus(labels, *zip(*kept, strict=True))
     if not _any_foreground(corpus):
@@ -234,7 +234,7 @@ class Cache:
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     return [arrays[str(row)] for row in rows]
-            except FileNotFoundError:  # not there yet, or just removed to make room
+            except FileNotFoundError:  # not written yet, or just removed to make room
                 self._fill(part, path)
 
     def _name(self, part: str) -> str:
@@ -297,7 +297,7 @@ def load(row: Row, side: int) -> AnyArray:
 def crop(
     pixels: AnyArray, rng: np.random.Generator, training: Training
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-    """Scale, crop and mirror at random.
+    """Scale, crop and flip at random.
 
     Parameters
     ----------
@@ -316,14 +316,14 @@ def crop(
     """
     low, high = np.log(training.scale_range)
     scale = np.exp(low + (high - low) * rng.random())
-    across, down, mirror = rng.random(3)
+    across, down, flip = rng.random(3)
     side = training.crop_size
     height, width = pixels.shape[:2]
     if not pixels.size:
         nothing = np.zeros((side, side), np.uint8)
         return np.full((side, side, 3), GREY, np.uint8), nothing, nothing.astype(bool)
     left, top = across * (width - side / scale), down * (height - side / scale)
-    sign = -1 if mirror < 0.5 else 1
+    sign = -1 if flip < 0.5 else 1
     start = side - 1 + scale * left if sign < 0 else -scale * left
     affine = np.array([[sign * scale, 0, start], [0, scale, -scale * top]], np.float64)
     border = (GREY, GREY, GREY, 0)

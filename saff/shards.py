@@ -69,7 +69,7 @@ def read_rows(folder: Folder, name: str, columns: Sequence[str] | None = None) -
     Raises
     ------
     StorageError
-        If the file is damaged, or its columns are not of the types that are written here.
+        If the file is damaged, or its columns are not of the types that this module writes.
     """
     for batch in _batches(folder, name, columns, ROWS_PER_GROUP):
         yield from batch.to_pylist()
@@ -96,7 +96,7 @@ def _batches(
 
 @contextmanager
 def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of a run; what is wrong in it, not in the storage, is told by name."""
+    """Open a Parquet file of a run; damage in it, not in the storage, is reported by name."""
     with folder.fs.open(f"{folder.path}/{name}", "rb") as file:
         try:
             yield pq.ParquetFile(file, page_checksum_verification=True)

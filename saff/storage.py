@@ -185,7 +185,7 @@ class Folder:
         return sorted(n for n in names if n.endswith(suffix) and not n.startswith("."))
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Whether a file exists."""
         self.fs.invalidate_cache()
         try:
             with_retries(
@@ -232,7 +232,7 @@ class Folder:
         Raises
         ------
         FileExistsError
-            If it is there with another content.
+            If it exists with another content.
         """
         target = f"{self.path}/{name}"
         with _scratch(self.path if is_local(self.fs) else None) as draft:
@@ -248,11 +248,13 @@ class Folder:
                 else:
                     with_retries(self.fs, _put_new, self.fs, draft, target)
             except FileExistsError:
-                if self.read(name) != data:  # ours, where an answer was lost and it was asked again
+                if (
+                    self.read(name) != data
+                ):  # ours, where an answer was lost and the request repeated
                     raise
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Remove a file; a missing one is no error."""
         self.fs.invalidate_cache()
         with contextlib.suppress(FileNotFoundError):
             with_retries(self.fs, self.fs.rm_file, f"{self.path}/{name}")
@@ -278,7 +280,7 @@ def _put(fs: Any, draft: str, target: str, **how: str) -> None:
 
 
 def _put_new(fs: Any, draft: str, target: str) -> None:
-    """Upload a file unless it is there; a store that cannot tell takes it all the same."""
+    """Upload a file unless it exists; a store that cannot check that takes it all the same."""
     try:
         _put(fs, draft, target, mode="create")
     except OSError as error:

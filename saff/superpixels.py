@@ -44,7 +44,7 @@ def slic(image: Image, count: int) -> LabelMap:
     side = max(1, round(np.sqrt(height * width / count)))
     if min(height, width) < 2 * side:  # the library needs two cells across: cut along the length
         return _strips(height, width, count)
-    if side == 1:  # about as many pixels as regions asked for, or fewer: every pixel is one
+    if side == 1:  # no more pixels than wanted regions, about: every pixel is one
         return np.arange(height * width, dtype=np.int32).reshape(height, width)
     lab = cv2.cvtColor(cv2.GaussianBlur(image, (3, 3), 0), cv2.COLOR_RGB2LAB)
     cells = cv2.ximgproc.createSuperpixelSLIC(lab, cv2.ximgproc.SLIC, side, SLIC_COMPACTNESS)

@@ -1,4 +1,4 @@
-"""Where a trained network lives: ``network/`` of a run, with its checkpoints, metrics and weights.
+"""Files of a trained network: ``network/`` of a run, with its checkpoints, metrics and weights.
 
 ::
 
@@ -6,7 +6,7 @@
     network/checkpoints/step-00000100.pt    to continue from; the last few are kept
     network/metrics.csv                     one line a step
     network/tensorboard/                    the same for TensorBoard
-    network/weights.pt                      the result; there when training is done, not before
+    network/weights.pt                      the result; written when training is done
 """
 
 import csv
@@ -102,7 +102,7 @@ class NetworkFolder:
         return self.folder / "checkpoints"
 
     def is_done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the training is done and the result written."""
         return self.folder.exists(WEIGHTS)
 
     def claim(self, run: Row) -> None:
@@ -140,7 +140,7 @@ class NetworkFolder:
                 self.folder.remove(name)
 
     def latest(self, identity: str) -> State | None:
-        """Read the newest checkpoint; None where there is none.
+        """Read the newest checkpoint; None if there is none.
 
         Raises
         ------
@@ -203,7 +203,7 @@ def _events(rows: Sequence[Metrics]) -> bytes:
 
 
 class Trained(NamedTuple):
-    """A trained network, ready to be asked."""
+    """A trained network, ready to predict."""
 
     network: Network
     """In evaluation mode, on the CPU."""

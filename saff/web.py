@@ -1,7 +1,7 @@
 """Images on the web: one address, sent as it came, within bounds of place, size and time.
 
 A server may redirect in a circle, lie about a length, send a byte a minute, or lead to a network
-that is not public.  Each of these ends here, as an error that says whether the address is at fault
+that is not public.  Each of these becomes an error that says whether the address is at fault
 (:class:`saff.errors.UnreadableError`) or whether asking again may help (an OSError).
 """
 
@@ -69,7 +69,7 @@ def download(url: str, access: Access) -> bytes:
     RefusedAddressError
         If it leads where ``access`` does not let it.
     FileNotFoundError
-        If the server says that nothing is there.
+        If the server has no file at this address.
     UnreadableError
         If the server gives this address no file, and will not.
     OSError

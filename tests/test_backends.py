@@ -49,7 +49,7 @@ def test_a_back_end_without_weights_has_no_identity():
         ("{own}:", "cannot be imported: module '.*' has no attribute ''"),
         (":f", "':f' cannot be imported: Empty module name"),
         (".own:f", "'.own:f' cannot be imported: .*relative import"),
-        ("{own}:seven", "is a int, expected a factory"),
+        ("{own}:seven", "is of type int, expected a factory"),
         ("{own}:number", "gave int, expected a callable"),
     ],
 )

@@ -174,7 +174,7 @@ def test_an_output_of_another_configuration(call, finished, corpus, dry):
     before = finished.read("run.json")
     text = refusal(call("label", corpus, "--output", finished.path, "--config", "paper", *dry))
     assert text.startswith(f"{finished.path} belongs to another run: ")
-    assert "config.spread_steps is 2 there and 0 here" in text
+    assert "config.spread_steps is 2 in that run and 0 in this one" in text
     assert text.endswith("choose another output, or the settings it has")
     assert finished.read("run.json") == before
 
@@ -241,7 +241,7 @@ def test_a_dry_run_says_what_would_be_done(call, corpus, settings_file, finished
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"{said}{tmp_path}/out"
-    assert lines[1].startswith("7 images here, on one core: ")
+    assert lines[1].startswith("7 images on one core of this machine: ")
     assert " on 64 CPUs; " in lines[2]
     assert lines[3].startswith("at $0.02 per CPU-hour: $")
     assert not (tmp_path / "out").exists()
@@ -419,7 +419,7 @@ def test_export_counts(call, finished, tmp_path):
     code, _, err = call(*words, "--what", "confidence")
     *refused, last = err.splitlines()
     assert code == 1
-    reason = "a file with another content is there; --overwrite replaces it"
+    reason = "a file with another content exists; --overwrite replaces it"
     assert refused[0] == f"not written: astronaut ü.png: {reason}"
     assert last == (
         f"0 files in {tmp_path}/to; 7 images left out: 3 failed in the run, 4 could not be written"

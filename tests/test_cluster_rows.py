@@ -506,7 +506,9 @@ def test_a_preview_says_what_would_be_done_and_does_nothing(corpus, finished, sm
 
 def test_a_preview_refuses_what_a_run_would(corpus, finished, small, tmp_path):
     rows = list(list_images(str(corpus)))
-    with pytest.raises(SettingsError, match=r"config\.gamma is 1\.5 there and 2\.0 here"):
+    with pytest.raises(
+        SettingsError, match=r"config\.gamma is 1\.5 in that run and 2\.0 in this one"
+    ):
         preview(str(corpus), rows, finished, dataclasses.replace(small, gamma=2.0))
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=f"no access to {tmp_path}/file"):

@@ -51,10 +51,10 @@ def test_a_preview_samples_what_is_left(corpus, finished, small, tmp_path):
 
     assert len(lines(finished, rows)) == 1  # nothing is left
     said = lines(finished, [*rows, rows[0] | {"image_id": "new"}])
-    assert said[1].startswith("1 images here")
-    assert lines(output, rows)[1].startswith("3 images here")
+    assert said[1].startswith("1 images on one core")
+    assert lines(output, rows)[1].startswith("3 images on one core")
     extend_manifest(output, rows)
-    assert lines(output, rows)[1].startswith("3 images here")
+    assert lines(output, rows)[1].startswith("3 images on one core")
     assert not (tmp_path / "run" / "run.json").exists()
 
 

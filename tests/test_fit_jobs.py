@@ -124,7 +124,7 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(scenes, tmp_p
     for job, own in (("fit_edges.py", "--boundaries"), ("fit_saliency.py", "--truth")):
         done = run(job, *words, own, scenes / "masks")
         assert done.returncode == 2
-        assert "name a file in a folder that is there" in done.stderr
+        assert "name a file in a folder that exists" in done.stderr
 
 
 def test_an_image_without_boundaries_is_named(scenes, tmp_path):

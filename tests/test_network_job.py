@@ -145,7 +145,9 @@ def test_labels_made_since_a_training_began_do_not_change_it(trained_once, tmp_p
     (output / "pseudo_labels").remove(open_corpus(output / "pseudo_labels").parts[0])
     train_network(output, TRAINING)  # done is done
     network.remove("weights.pt")
-    with pytest.raises(SettingsError, match=r"labels\.images is 4 there and \d here; .*--restart"):
+    with pytest.raises(
+        SettingsError, match=r"labels\.images is 4 in that run and \d in this one; .*--restart"
+    ):
         train_network(output, TRAINING)
     with pytest.raises(SettingsError, match="is under way, and images that are tried again may"):
         refuse_begun(output)
@@ -232,7 +234,7 @@ def test_what_no_repetition_mends_ends_it_with_one_line(output):
     one = dataclasses.replace(TRAINING, steps=1)
     train_network(output, one, restart=True)
     assert (output / "network").exists("weights.pt")
-    with pytest.raises(SettingsError, match="1 GPUs were asked for and this machine has 0"):
+    with pytest.raises(SettingsError, match="--gpus 1 is more than the 0 GPUs of this machine"):
         train_network(output, one, gpus=1, restart=True)
     assert (output / "network").exists("weights.pt")  # nothing is forgotten for what cannot work
 
@@ -241,7 +243,7 @@ def test_workers_and_gpus_are_checked(one_node):
     assert training_workers(None, None, 8) == (1, False)
     assert training_workers(3, None, 8) == (3, False)
     assert training_workers(2, 0, 8) == (2, False)
-    with pytest.raises(SettingsError, match="1 GPUs were asked for and this machine has 0"):
+    with pytest.raises(SettingsError, match="--gpus 1 is more than the 0 GPUs of this machine"):
         training_workers(None, 1, 8)
     with pytest.raises(SettingsError, match="9 workers cannot share batches of 8"):
         training_workers(9, None, 8)
@@ -269,7 +271,7 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
         predict_corpus(
             trained_once, trained_once, dataclasses.replace(INFERENCE, horizontal_flip=True)
         )
-    with pytest.raises(SettingsError, match="1 GPUs were asked for"):
+    with pytest.raises(SettingsError, match="--gpus 1 is more than"):
         predict_corpus(trained_once, trained_once, INFERENCE, gpus=1, restart=True)
     assert predictions_of(trained_once) == rows
 
@@ -290,7 +292,7 @@ def test_new_images_need_the_network_alone(trained_once, corpus, tmp_path):
 def test_several_jobs_share_new_images(trained_once, corpus, tmp_path):
     output = Folder.at(str(tmp_path / "new"))
     source = (str(corpus), list(list_images(str(corpus))))
-    with pytest.raises(SettingsError, match="has no images yet, and a share takes none in"):
+    with pytest.raises(SettingsError, match="has no images yet; before any share is done"):
         predict_corpus(output, trained_once, INFERENCE, source=source, share=Share(1, 2))
     with pytest.raises(SettingsError, match="forgets the work of all shares"):
         predict_corpus(output, trained_once, INFERENCE, restart=True, share=Share(1, 2))

@@ -149,7 +149,7 @@ def test_another_content_is_replaced_only_when_that_is_meant(finished, tmp_path)
     first = contents_of(tmp_path)
     summary = export(finished, tmp_path, "mask")
     assert (summary.written, summary.not_written, summary.complete) == (1, 3, False)
-    reason = "a file with another content is there; --overwrite replaces it"
+    reason = "a file with another content exists; --overwrite replaces it"
     assert {why for _, why in summary.reasons} == {reason}
     assert first.items() <= contents_of(tmp_path).items()
     summary = export(finished, tmp_path, "mask", overwrite=True)

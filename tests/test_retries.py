@@ -72,7 +72,7 @@ def test_a_long_wait_is_told_now_and_then_without_the_errors_words(quick, monkey
     monkeypatch.setattr(retries, "_last_logged", [-math.inf])
     with pytest.raises(ConnectionError):
         call_with_retries(Busy(ConnectionError("https://host/?signature=1"), 10**6))
-    said = "a storage does not answer (ConnectionError); it is asked again for 1 s"
+    said = "a storage does not answer (ConnectionError); the request is repeated for 1 s"
     assert set(caplog.messages) == {said}
     assert len(caplog.messages) < 60  # pauses of 0.02 s
 

@@ -236,7 +236,9 @@ def test_a_run_in_a_bucket_belongs_to_its_settings(in_bucket, photos, small):
     run = describe_run(photos, small)
     assert read_run(in_bucket)["digest"] == run["digest"]
     claim(in_bucket, read_run(in_bucket))
-    with pytest.raises(SettingsError, match=f"source is '{photos}' there and '/x' here"):
+    with pytest.raises(
+        SettingsError, match=f"source is '{photos}' in that run and '/x' in this one"
+    ):
         claim(in_bucket, run | {"source": "/x"})
 
 

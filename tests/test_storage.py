@@ -581,15 +581,25 @@ def test_an_output_belongs_to_the_run_that_claimed_it(folder):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"config": RUN["config"] | {"count": 200}}, "config.count is 300 there and 200 here"),
-        ({"config": {"count": 300}}, "config.saliency is 'rbd' there and None here"),
-        ({"config": RUN["config"] | {"new": 1}}, "config.new is None there and 1 here"),
-        ({"weights": {"encoder": "1e"}}, "weights.encoder is '0f' there and '1e' here"),
-        ({"saff": "0.2.1"}, "saff is '0.2.0' there and '0.2.1' here"),
-        ({"source": "/p"}, "source is '/photos' there and '/p' here"),
+        (
+            {"config": RUN["config"] | {"count": 200}},
+            "config.count is 300 in that run and 200 in this one",
+        ),
+        ({"config": {"count": 300}}, "config.saliency is 'rbd' in that run and None in this one"),
+        (
+            {"config": RUN["config"] | {"new": 1}},
+            "config.new is None in that run and 1 in this one",
+        ),
+        (
+            {"weights": {"encoder": "1e"}},
+            "weights.encoder is '0f' in that run and '1e' in this one",
+        ),
+        ({"saff": "0.2.1"}, "saff is '0.2.0' in that run and '0.2.1' in this one"),
+        ({"source": "/p"}, "source is '/photos' in that run and '/p' in this one"),
         (
             {"saff": "1", "source": "/p"},
-            "saff is '0.2.0' there and '1' here; source is '/photos' there and '/p' here",
+            "saff is '0.2.0' in that run and '1' in this one; "
+            "source is '/photos' in that run and '/p' in this one",
         ),
     ],
 )
@@ -768,7 +778,9 @@ def test_of_two_claims_at_the_same_time_one_is_refused(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(runs, "is_claimed", look_then_another_claims)
-    with pytest.raises(SettingsError, match="config is 'theirs' there and 'ours' here"):
+    with pytest.raises(
+        SettingsError, match="config is 'theirs' in that run and 'ours' in this one"
+    ):
         claim(output, {"config": "ours", "digest": "2"})
 
 

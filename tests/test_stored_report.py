@@ -385,7 +385,7 @@ def test_a_page_that_is_no_report_is_not_replaced(tmp_path):
     output = a_run(tmp_path, [labelled(tmp_path, "a.jpg")])
     (tmp_path / "index.html").write_text("<title>my own pages</title>")
     for to in (tmp_path, tmp_path / "index.html"):
-        with pytest.raises(SettingsError, match=r"/index\.html is there and no report of saff"):
+        with pytest.raises(SettingsError, match=r"/index\.html exists and is no report of saff"):
             write_report(output, to=str(to))
     assert (tmp_path / "index.html").read_text() == "<title>my own pages</title>"
 

@@ -125,7 +125,9 @@ def test_clearing_leaves_nothing_to_continue_from(done):
 
 def test_a_training_of_another_kind_is_refused(done, labels):
     other = describe(dataclasses.replace(TRAINING, crop_size=99), labels, LABELS)
-    with pytest.raises(SettingsError, match=r"training\.crop_size is 320 there and 99 here"):
+    with pytest.raises(
+        SettingsError, match=r"training\.crop_size is 320 in that run and 99 in this one"
+    ):
         done.claim(other)
 
 

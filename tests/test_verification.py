@@ -437,7 +437,7 @@ def test_a_network_of_other_labels(predicted_copy):
     network = predicted_copy / "network"
     labels = json.loads(network.read("run.json"))["labels"]
     for found, said in (
-        (labels | {"digest": HEX}, "has not learnt from the pseudo_labels that are there"),
+        (labels | {"digest": HEX}, "has not learnt from the pseudo_labels of this output"),
         (labels | {"stage": "../else"}, "does not say which labels the network has learnt from"),
         ("all", "does not say which labels the network has learnt from"),
     ):
@@ -470,7 +470,7 @@ def test_rounds_before_the_last_are_verified_too(predicted, predicted_copy):
     describe_again(labels, predictions=HEX)
     assert [line.partition(": ")[::2] for line in told(output)] == [
         ("rounds/1/labels/_run.json", f"the labels are not of the predictions {home}/predictions"),
-        ("network/run.json", "the network has not learnt from the rounds/1/labels that are there"),
+        ("network/run.json", "the network has not learnt from the rounds/1/labels of this output"),
         (f"rounds/1/predictions/{SECOND}", ANY),
     ]
 

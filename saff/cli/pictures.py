@@ -158,4 +158,4 @@ def save(path: Path, data: bytes) -> None:
 def check_writable(path: Path) -> None:
     """Refuse a file that could not be written, before the work that it is for."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise SettingsError(f"cannot write {path}: name a file in a folder that is there")
+        raise SettingsError(f"cannot write {path}: name a file in a folder that exists")

@@ -1,4 +1,4 @@
-"""What a run will take, from a few of its images labelled here."""
+"""Estimate what a run will take, from a few of its images labelled on this machine."""
 
 import random
 import time
@@ -87,7 +87,7 @@ def describe_estimate(sample: Sample, left: int, cpus: int, price: float | None)
     """Say what is left to do takes; ``price`` is in dollars, of a CPU for an hour.
 
     >>> print(describe_estimate(Sample(8, 0.5, 200e3, 100e3), 1_000_000, 64, 0.02))
-    8 images here, on one core: 0.50 s, 200.0 kB read and 100.0 kB written an image
+    8 images on one core of this machine: 0.50 s, 200.0 kB read and 100.0 kB written per image
     all of it: 138.9 CPU-hours, 2 h 10 min on 64 CPUs; 200.0 GB read, 100.0 GB written
     at $0.02 per CPU-hour: $2.78
     """
@@ -98,8 +98,8 @@ def describe_estimate(sample: Sample, left: int, cpus: int, price: float | None)
         for size in (sample.read, sample.written)
     )
     lines = [
-        f"{sample.images:,} images here, on one core: {sample.seconds:.2f} s, {read} read and "
-        f"{written} written an image",
+        f"{sample.images:,} images on one core of this machine: {sample.seconds:.2f} s, {read} "
+        f"read and {written} written per image",
         f"all of it: {hours:,.1f} CPU-hours, {duration(hours * HOUR / cpus)} on {cpus:,} CPUs; "
         f"{all_read} read, {all_written} written",
     ]
@@ -125,11 +125,12 @@ def preview(
     Parameters
     ----------
     source, rows, output, config, retry_failed, share
-        As there.
+        As for :func:`saff.cluster.label_corpus`.
     sample : int
-        So many of the images that are left are labelled here, to estimate time and size; 0: none.
+        Number of the images left that are labelled on this machine, to estimate time and size;
+        0: none.
     cpus : int
-        Of the cluster that will do it.
+        CPUs of the cluster that will label them.
     price : float, optional
         Dollars of one of them for an hour.
 

@@ -46,7 +46,7 @@ class CatchFaults:
 
 
 class CatchFaultsActor:
-    """The same for a task that has to be made: what goes wrong then is told by its first part.
+    """The same for a task that has to be made: its first part reports what goes wrong then.
 
     Parameters
     ----------

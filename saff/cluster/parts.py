@@ -2,7 +2,7 @@
 
 A task reads one part of the manifest, does its images one by one and writes the part of the same
 name in the folder of a stage.  A task that dies leaves nothing behind, one that runs twice writes
-the same bytes to the same place; so whatever is killed, every image is there once.
+the same bytes to the same place; so whatever is killed, every image has one row.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +63,7 @@ class PartWriter:
         note = begin(self.folder, part, task.get("job", ""))
         try:
             count, failed, kept = self._write(part, work, together, note)
-        except Exception:  # told by itself: no process has died
+        except Exception:  # reported by itself: no process has died
             with suppress(Exception), retry_limit(BRIEF):
                 note.done()
             raise

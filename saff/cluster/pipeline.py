@@ -57,13 +57,13 @@ class Scale:
         Raises
         ------
         SettingsError
-            If GPUs are asked for where there are none, or the numbers do not fit each other.
+            If more GPUs are wanted than exist, or the numbers do not fit each other.
         """
         workers, on_gpu = training_workers(self.workers, self.gpus, batch)
         return {"workers": workers, "gpus": workers if on_gpu else 0, **self.of_job}
 
     def of_inference(self, batch: int) -> dict[str, Any]:
-        """Options of an inference: the GPUs of the training, or all CPUs there are by then."""
+        """Options of an inference: the GPUs of the training, or all CPUs of the cluster."""
         training = self.of_training(batch)
         if training["gpus"]:
             return {"workers": None, "gpus": training["gpus"], **self.of_job}
@@ -191,7 +191,7 @@ def run_pipeline(
 
 
 def refuse_begun(output: Folder) -> None:
-    """Refuse to try images again while a training is under way on the labels that are there."""
+    """Refuse to try images again while a training that uses the present labels is under way."""
     with with_brief_retries(output.uri):
         for home in (output, *(output / name for name in begun_rounds(output))):
             network = NetworkFolder(layout.network(home))

@@ -49,7 +49,7 @@ class PredictPart:
     network_run : Folder or None
         The run that trained the network; None: the network that comes with saff.
     settings : Inference
-        How to ask it.
+        How it predicts.
     on_gpu : bool
         Whether the worker has a GPU.
     allow_code : collection of str
@@ -132,15 +132,15 @@ def prediction_job(
     network_run : Folder or None
         The run, or the round of it, that trained the network; None: the one that comes with saff.
     settings : Inference
-        How to ask it.
+        How it predicts.
     source : Source, optional
         Where new images come from; without it, the images of the run.
     stage : str
         Folder of the shards.
     workers : int, optional
-        Processes; default: one a GPU or, without any, one a CPU.
+        Processes; default: one per GPU or, without any, one per CPU.
     gpus : int, optional
-        GPUs to infer on, one a worker; default: all that the cluster has now, 0: none.
+        GPUs to predict on, one per worker; default: all that the cluster has now, 0: none.
     restart : bool
         Forget earlier predictions.
     share : Share

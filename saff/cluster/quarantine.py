@@ -1,11 +1,11 @@
 """Images that kill the process that works on them: found out, then left out with an error row.
 
 A fault that Python can catch is a row at once.  A crash inside a decoder, or a process that is
-killed for its memory, is not: Ray starts the part again, for ever.  So a part leaves a note that it
-was begun.  Who finds the note works carefully: one image at a time, its id noted before.  An image
-that is noted when a process dies, again and again, is at fault; one that was unlucky is not, as
-machines that are taken away seldom meet the same image.  A job that is stopped takes its processes
-with it, so only those count that died while their job went on.
+killed for its memory, is not: Ray starts the part again without limit.  So a part leaves a note
+that it was begun.  A worker that finds the note does one image at a time and notes its id before.
+An image that is noted when a process dies, again and again, is at fault; one that was unlucky is
+not, as machines that are taken away seldom meet the same image.  A job that is stopped takes its
+processes with it, so only those count that died while their job went on.
 """
 
 import json

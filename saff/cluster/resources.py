@@ -11,13 +11,13 @@ from saff.errors import SettingsError
 # What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
 ON_CPU = {"CPU": 1.0}
 ON_GPU = {"CPU": 0.0, "GPU": 1.0}
-START_SECONDS = 180.0  # for Ray to start here, or to be joined
+START_SECONDS = 180.0  # for Ray to start, or to be joined
 
 
 def start_ray(address: str | None = None) -> None:
     """Join the cluster that ``address`` or, as for a submitted job, ``RAY_ADDRESS`` names.
 
-    Without either, start one here.
+    Without either, start Ray on this machine.
     A cluster that merely runs, or ran, on this machine is not joined: what a killed one leaves
     behind would be waited for.
     """
@@ -30,33 +30,33 @@ def start_ray(address: str | None = None) -> None:
 
 
 def gpus_to_use(workers: int | None, gpus: int | None) -> int:
-    """Choose on how many GPUs to work, one a worker; Ray has been started.
+    """Choose the number of GPUs to use, one per worker; Ray has been started.
 
     Parameters
     ----------
     workers, gpus : int, optional
-        As asked for; without ``gpus``, all that are there, if they are enough for the workers.
+        As wanted; without ``gpus``, all that the cluster has, if they are enough for the workers.
 
     Raises
     ------
     SettingsError
-        If GPUs are asked for where there are none, or the numbers do not fit each other.
+        If more GPUs are wanted than exist, or the numbers do not fit each other.
     """
     there = int(_resources().get("GPU", 0))
-    grows = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may start the nodes that are asked for
+    grows = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may start the nodes that are needed
     if gpus is None:
         gpus = there if workers is None else min(there, workers) if there >= workers else 0
         if not there and workers is None and grows:
             raise SettingsError(
-                "this cluster has no GPU now, and may start some or not; name --gpus N to have "
-                "them started, or --gpus 0 to work on CPUs"
+                "this cluster has no GPU now and may be able to start some; name --gpus N to use "
+                "N of them, or --gpus 0 to use CPUs"
             )
     if gpus < 0:
         raise SettingsError(f"expected at least 0 GPUs, got {gpus}")
     if gpus > there and not grows:
         raise SettingsError(
-            f"{gpus} GPUs were asked for and this machine has {there}; leave --gpus out to work "
-            "on what there is"
+            f"--gpus {gpus} is more than the {there} GPUs of this machine; leave --gpus out to use "
+            "what it has"
         )
     if gpus and workers is not None and workers != gpus:
         raise SettingsError(f"a worker has one GPU: {workers} workers do not fit {gpus} GPUs")
@@ -75,14 +75,14 @@ def pool_size(workers: int | None, gpus: int | None) -> tuple[int, bool]:
     count = gpus or workers or cpus_available()
     if not count:
         raise SettingsError(
-            "the cluster has no node for work yet, so it does not tell how many workers to start; "
-            "name --gpus or --workers"
+            "the cluster has no node for work yet, so the number of workers is not known; name "
+            "--gpus or --workers"
         )
     return count, gpus > 0
 
 
 def cpus_available() -> int:
-    """CPUs that Ray gives out on the nodes that are there now."""
+    """CPUs that Ray gives out on the nodes that the cluster has now."""
     return int(_resources().get("CPU", 0))
 
 
@@ -97,7 +97,7 @@ def training_workers(workers: int | None, gpus: int | None, batch: int) -> tuple
     Raises
     ------
     SettingsError
-        If GPUs are asked for where there are none, or the numbers do not fit each other.
+        If more GPUs are wanted than exist, or the numbers do not fit each other.
     """
     gpus = gpus_to_use(workers, gpus)
     count = gpus or workers or 1

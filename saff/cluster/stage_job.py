@@ -112,7 +112,7 @@ class StageJob:
             yield result
 
     def tidy(self) -> None:
-        """Remove what processes that died have left, unless other jobs are at work here."""
+        """Remove what processes that died have left, unless other jobs work on the stage."""
         if self.share == WHOLE:
             layout.manifest(self.output).sweep()
             tidy(self.output / self.stage)

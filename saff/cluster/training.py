@@ -56,7 +56,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is told."""
+    """What a worker needs to know."""
 
     results: NetworkFolder
     corpus: Corpus
@@ -100,7 +100,7 @@ def train_network(
 ) -> NetworkFolder:
     """Train a network on the labels of a run, from its last checkpoint on.
 
-    It learns from the labels that are there when it begins; what is labelled later changes it only
+    It learns from the labels that exist when it begins; what is labelled later changes it only
     with ``restart``.
 
     Parameters
@@ -112,7 +112,7 @@ def train_network(
     workers : int, optional
         Processes that share each batch; default: one, or one a GPU.
     gpus : int, optional
-        GPUs to train on, one a worker; default: all that the cluster has now, 0: none.
+        GPUs to train on, one per worker; default: all that the cluster has now, 0: none.
     restart : bool
         Forget an earlier training.
     stage : str
@@ -322,7 +322,7 @@ def stream(loader: Loader, start: int) -> Iterator[Batch]:
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # where the cache is
     rows = ray.data.from_items(numbers, override_num_blocks=-(-steps // STEPS_PER_TASK)).map(
         Feed(loader, start),
-        num_cpus=0,  # of the worker's: a CPU asked for could start a node
+        num_cpus=0,  # of the worker's: asking for a CPU could start a node
         compute=ray.data.TaskPoolStrategy(size=LOADERS),
         label_selector=here,
     )

@@ -30,8 +30,8 @@ if not select.select([sys.stdin], [], [], float(seconds))[0] and os.getppid() ==
 def ending_after(seconds: float) -> Iterator[None]:
     """Kill this process, with a line, if the block takes longer: for what holds Python itself.
 
-    ``ray.init`` (2.60) waits for ever, and lets no other thread run, if one of its first workers is
-    killed while it connects.  So the watch is a process of its own.
+    ``ray.init`` (2.60) waits without limit, and lets no other thread run, if one of its first
+    workers is killed while it connects.  So the watch is a process of its own.
     """
     line = (
         f"saff: Ray did not start within {duration(seconds)}, and was given up; the same command "

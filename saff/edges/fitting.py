@@ -176,7 +176,7 @@ def draw_batch(examples: Sequence[Drawn], settings: EdgeFitting, number: int) ->
 
 
 def draw(example: Drawn, settings: EdgeFitting, rng: np.random.Generator) -> Sample:
-    """Draw a sample: turned by any angle or by right angles, mirrored, scaled, cropped.
+    """Draw a sample: turned by any angle or by right angles, flipped, scaled, cropped.
 
     Returns
     -------
@@ -191,9 +191,9 @@ def draw(example: Drawn, settings: EdgeFitting, rng: np.random.Generator) -> Sam
     height, width = example.image.shape[:2]
     angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.integers(4) * np.pi / 2
     scale = np.exp(rng.uniform(*np.log(settings.scale)))
-    mirror = rng.integers(2) * 2 - 1
+    flip = rng.integers(2) * 2 - 1
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    turn = np.array([[cos * mirror, -sin], [sin * mirror, cos]])
+    turn = np.array([[cos * flip, -sin], [sin * flip, cos]])
     reach = crop / 2 / scale
     centre = [rng.uniform(min(reach, n / 2), max(n - reach, n / 2)) for n in (width, height)]
     shift = np.full(2, crop / 2) - turn @ centre

@@ -110,7 +110,9 @@ def load(
         cannot be had.
     """
     if ":" in name and weights is not None:
-        raise SettingsError(f"network {name!r} finds its own weights; leave network_weights out")
+        raise SettingsError(
+            f"network {name!r} finds its own weights; set training.network_weights to null"
+        )
     if weights == SHIPPED:
         from saff.network.shipped import start_from_shipped
 

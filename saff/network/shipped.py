@@ -20,7 +20,7 @@ KIND = "saff network 1"
 
 
 class ShippedNetwork(NamedTuple):
-    """The network that comes with saff, ready to be asked."""
+    """The network that comes with saff, ready to predict."""
 
     network: LiteUNet
     """In evaluation mode, on the CPU."""

@@ -111,7 +111,7 @@ def write_report(output: Folder, *, to: str | None = None, max_cards: int = 200)
 
 
 def _place(output: Folder, stage: Stage, to: str | None) -> tuple[Folder, str]:
-    """Folder and name of the page; a file that is there and no report is not replaced."""
+    """Folder and name of the page; a file that is no report is not replaced."""
     own = layout.report(output)
     if to is None or to.rstrip("/") == own.uri:
         return own, PAGE
@@ -127,7 +127,7 @@ def _place(output: Folder, stage: Stage, to: str | None) -> tuple[Folder, str]:
             there = None
     if there is not None and MARK not in there:
         raise SettingsError(
-            f"{folder.uri}/{name} is there and no report of saff; name another place with --to"
+            f"{folder.uri}/{name} exists and is no report of saff; name another place with --to"
         )
     return folder, name
 

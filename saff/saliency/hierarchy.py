@@ -55,7 +55,7 @@ def join(colour: AnyArray, adjacency: Adjacency, counts: AnyArray) -> Hierarchy:
     distance = np.linalg.norm(colour[i] - colour[j], axis=1)
     paths = cheapest_paths(adjacency, distance, size)
     tree = linkage(squareform(paths, checks=False), "average")
-    # SciPy's cut_tree gives one region where as many as there are superpixels are asked for.
+    # SciPy's cut_tree gives one region where as many regions as superpixels are wanted.
     wanted, level_of = np.unique(np.minimum(counts, size - 1), return_inverse=True)
     cuts = cut_tree(tree, wanted)[:, level_of]  # (R, L), each level numbered from 0
     cuts[:, counts >= size] = np.arange(size)[:, None]

@@ -46,10 +46,10 @@ class Trees:
         feature, threshold = self.feature.ravel(), self.threshold.ravel()
         left, right = ((side + first.T).ravel() for side in (self.left, self.right))
         rows = np.arange(len(features))[:, None] * features.shape[1]
-        asked = np.ascontiguousarray(features, dtype=np.float32).ravel()
+        values = np.ascontiguousarray(features, dtype=np.float32).ravel()
         node = np.broadcast_to(first, (len(features), trees))
         for _ in range(self.depth):
-            goes_left = asked[rows + feature[node]] <= threshold[node]
+            goes_left = values[rows + feature[node]] <= threshold[node]
             node = np.where(goes_left, left[node], right[node])
         total: AnyArray = self.value.ravel()[node].sum(axis=1, dtype=np.float32)
         return total

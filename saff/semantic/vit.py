@@ -79,7 +79,7 @@ def load(name: str, *, side: int, weights: str | None = None) -> VitEncoder:
     Raises
     ------
     WeightsError
-        If the weights are not there or describe no transformer.
+        If the weights are missing or describe no transformer.
     """
     file = open_weights(weights) if weights else _cached(name)
     return VitEncoder(

@@ -1,7 +1,7 @@
 """Proving that an output is whole, or that two outputs hold the same, part by part.
 
-Nothing that is stored is believed.  What is damaged is a fault, told in a line; only a storage that
-does not answer, or refuses, is an error.
+Nothing that is stored is believed.  What is damaged is a fault, reported in a line; only a storage
+that does not answer, or refuses, is an error.
 """
 
 import json
@@ -177,7 +177,7 @@ def _difference(
     if len(places) == 1:
         (there,) = places
         return f"{image_id!r} is not in {outputs[1 - there].uri}"
-    told = []
+    found_differences = []
     for number, stage in enumerate(stages):
         one, other = (places[output][1][number] for output in (0, 1))
         if one and other and one != other:
@@ -185,11 +185,11 @@ def _difference(
                 _content(folder / stage, places[output][0], image_id, schema_of(stage))
                 for output, folder in enumerate(outputs)
             ]
-            told.append(f"{stage} differ in {', '.join(differing_columns(*found))}")
+            found_differences.append(f"{stage} differ in {', '.join(differing_columns(*found))}")
         elif one != other:
             lacking = outputs[0 if other else 1]
-            told.append(f"{stage} are not in {lacking.uri}")
-    return f"{image_id!r}: {'; '.join(told)}"
+            found_differences.append(f"{stage} are not in {lacking.uri}")
+    return f"{image_id!r}: {'; '.join(found_differences)}"
 
 
 def _content(folder: Folder, part: str, image_id: str, schema: pa.Schema) -> Row:

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 
-MOST_DIFFERENCES = 10  # told in words; the others are counted
+MOST_DIFFERENCES = 10  # described; the others are counted
 
 
 class Catalogue:

@@ -74,7 +74,7 @@ def _round_faults(output: Folder, home: Folder, network: Folder | None) -> Itera
 
 
 def _learning_faults(run: Row, trained: Folder, output: Folder) -> Iterator[str]:
-    """Whether a network has learnt from the labels that are there."""
+    """Whether a network has learnt from the labels of the output."""
     labels = run.get("labels")
     stage = labels.get("stage") if isinstance(labels, dict) else None
     if not (isinstance(stage, str) and LEARNABLE.fullmatch(stage)):
@@ -82,11 +82,11 @@ def _learning_faults(run: Row, trained: Folder, output: Folder) -> Iterator[str]
         return
     there, fault = description(output if stage == Stage.PSEUDO_LABELS else output / stage)
     if not fault and run["labels"].get("digest") != there["digest"]:
-        yield f"{trained.uri}/run.json: the network has not learnt from the {stage} that are there"
+        yield f"{trained.uri}/run.json: the network has not learnt from the {stage} of this output"
 
 
 def _label_faults(home: Folder) -> Iterator[str]:
-    """What is wrong with the run.json of labels made of predictions, and whether of those there."""
+    """What is wrong with the run.json of labels that were made from predictions."""
     labels, predictions = home / ROUND_LABELS, home / Stage.PREDICTIONS
     run, fault = description(labels)
     there, other = description(predictions)
@@ -100,7 +100,7 @@ def _label_faults(home: Folder) -> Iterator[str]:
 def _network_faults(
     run: Row, predictions: Folder, trained: Folder, network: Folder | None
 ) -> Iterator[str]:
-    """Whether predictions are those of the network that is there."""
+    """Whether predictions come from the network of the output."""
     folder = layout.network(network) if network else trained
     with with_brief_retries(folder.uri):
         if not folder.exists(WEIGHTS):

@@ -18,7 +18,7 @@ LARGEST_GROUP = 1024  # rows that are written, and so read, together
 
 
 class DamagedError(ValueError):
-    """A file that is there and does not hold what it should."""
+    """A file that does not hold what it should."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is found in an output, and how it is told: faults, counts, the verdict."""
+"""Findings in an output and how they are reported: faults, counts, the verdict."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from saff.errors import printable
 
-MOST_FAULTS = 20  # told in words; the others are counted
+MOST_FAULTS = 20  # described; the others are counted
 MOST_CHARACTERS = 500  # of a line
 
 

@@ -77,7 +77,7 @@ class VerifyPart:
                 image_id = row["image_id"]
                 ids.append(image_id)
                 content, wrong = examine(row)
-                if image_id in uris:  # others are told below
+                if image_id in uris:  # others are reported below
                     digests[image_id] = digest(content)
                     wrong += self._source_faults(row, uris[image_id])
                     if row["error_kind"] is not None:
