@@ -20,7 +20,9 @@ from saff.cli.options import (
     NewOutputOption,
     PartOption,
     PatienceOption,
+    PrivateOption,
     RetryOption,
+    SchemeOption,
     SourceArgument,
     TakeOverOption,
     open_source,
@@ -45,11 +47,15 @@ def pseudo_labels(
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
 ) -> None:
     """Label images: write a pseudo label for each to Parquet files."""
     refuse_relative(output)
     folder, settings, share = Folder.at(output), read_config(config), Share.read(part)
-    corpus = open_source(source, images, manifest=manifest)  # lists the images, reads the manifest
+    corpus = open_source(  # lists the images, reads the manifest
+        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+    )
 
     if dry_run:
         lines = preview(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from saff.access import Access
 from saff.cli import run_alone
 from saff.cli.options import (
     MINUTES,
@@ -15,7 +16,9 @@ from saff.cli.options import (
     NetworkOption,
     PartOption,
     PatienceOption,
+    PrivateOption,
     RetryOption,
+    SchemeOption,
     TakeOverOption,
     WorkersOption,
     open_source,
@@ -44,6 +47,8 @@ def reinfer(
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
     allow_code: AllowCodeOption = None,
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
 ) -> None:
     """Predict masks with a trained network: write one row per image to Parquet files."""
     has_new_images = bool(images or manifest)
@@ -52,13 +57,18 @@ def reinfer(
     for name in filter(None, (output, network)):
         refuse_relative(name)
     folder = Folder.at(output)
-    corpus = open_source(images, manifest=manifest) if has_new_images else None
+    corpus = None
+    if has_new_images:
+        corpus = open_source(
+            images, manifest=manifest, output=folder, private=private, schemes=schemes
+        )
 
     job = prediction_job(
         folder,
         Folder.at(network) if network else folder,
         read_config(config).inference,
         source=corpus,
+        access=Access(private=private),
         workers=workers,
         gpus=gpus,
         restart=restart,

@@ -4,12 +4,14 @@ from typing import Annotated
 
 import typer
 
+from saff.access import Access
 from saff.cli import run_alone
 from saff.cli.options import (
     MINUTES,
     ConfigOption,
     GpusOption,
     PatienceOption,
+    PrivateOption,
     TakeOverOption,
     WorkersOption,
     read_config,
@@ -36,6 +38,7 @@ def train(
     ] = False,
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    private: PrivateOption = False,
 ) -> None:
     """Train a network on pseudo labels; write checkpoints and weights to OUTPUT/network."""
     refuse_relative(output)
@@ -55,6 +58,7 @@ def train(
         restart=restart,
         patience=60 * patience,
         take_over=take_over,
+        access=Access(private=private),
     )
     typer.echo(f"done: {settings.steps:,} steps, weights in {results.folder.uri}", err=True)
 

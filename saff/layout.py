@@ -4,6 +4,7 @@
 
     OUTPUT/run.json                        what decides the content: settings, weights, source
     OUTPUT/manifest/part-0000000.parquet   which images; _source.json beside: where they come from
+    OUTPUT/addresses/part-*.parquet        corrected addresses of images, see saff.manifests
     OUTPUT/pseudo_labels/part-*.parquet    what was found, one part for each part of the manifest
     OUTPUT/predictions/part-*.parquet      likewise; _run.json beside: what decides it
     OUTPUT/network/                        a trained network, see saff.trained
@@ -27,6 +28,7 @@ RUN = "run.json"
 STAGE_RUN = "_run.json"
 SOURCE = "_source.json"
 LEASES = "_leases"  # of an output: which jobs are at work
+ADDRESSES = "addresses"
 NOTES = ".begun"  # in a folder of parts: a note for each part that is being worked on
 PART_SUFFIX = ".parquet"
 ROUND_LABELS = "labels"  # of a round: its predictions spread, for the next network to learn from
@@ -46,6 +48,7 @@ LEARNABLE = re.compile(rf"{Stage.PSEUDO_LABELS}|rounds/\d+/{ROUND_LABELS}")
 OWN_NAMES = (
     RUN,
     f"{MANIFEST}/",
+    f"{ADDRESSES}/",
     f"{LEASES}/",
     *(f"{stage}/" for stage in Stage),
     "network/",
@@ -59,6 +62,11 @@ OWN_NAMES = (
 def manifest(output: Folder) -> Folder:
     """Folder of the parts that say which images an output holds results of."""
     return output / MANIFEST
+
+
+def addresses(output: Folder) -> Folder:
+    """Folder of the addresses that images were given after they were taken in."""
+    return output / ADDRESSES
 
 
 def network(home: Folder) -> Folder:

@@ -1,23 +1,41 @@
-"""Lists of images that a person or a program wrote: CSV and Parquet, read as manifest rows."""
+"""Lists of images that a person or a program wrote: CSV and Parquet, read as manifest rows.
+
+A list is read whole or refused, with the number of the line and what stands there: a quote that is
+not closed would swallow the lines after it, and nobody would miss them.
+"""
 
 import csv
+import io
 import os
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
+from urllib.parse import urljoin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saff.addresses import file_system, locate, redact, split_uri, uri_of
+from saff.access import ANYTHING, Access
+from saff.addresses import WEB, file_system, locate, plain_uri, redact, split_uri, uri_of
 from saff.errors import SaffError, SettingsError
 from saff.ids import is_safe_id
+from saff.layout import PART_SUFFIX
 from saff.shards import MANIFEST, Row
-from saff.sources import not_empty
-from saff.storage import Folder, is_folder, with_brief_retries, with_retries
+from saff.sources import files_below, not_empty
+from saff.storage import is_folder, with_brief_retries, with_retries
+
+DELIMITERS = (",", "\t", ";", "|")
+SHOWN = 100  # characters of a line that a message quotes
+ROWS_AT_ONCE = 1024
+NO_DATA = (".", "_")  # begin the names of what lies among Parquet files and is none of them
+
+Placed = tuple[str, Any, Any]
+"""Where a row stands in a list, its image_id and its uri."""
 
 
-def read_manifest(source: str) -> Iterator[Row]:
+def read_manifest(source: str, access: Access = ANYTHING) -> Iterator[Row]:
     """Read manifest rows from a Parquet or CSV file, or a folder of Parquet files.
 
     Parameters
@@ -25,98 +43,325 @@ def read_manifest(source: str) -> Iterator[Row]:
     source : str
         With columns ``image_id`` and ``uri``; others are ignored.  A relative ``uri`` counts from
         the manifest's own folder.
+    access : Access
+        Which schemes the addresses may have.
 
     Returns
     -------
     rows : iterator of dict
-        ``image_id`` and ``uri``, absolute.
+        ``image_id`` and ``uri``, absolute; ``""`` where the list gives no address, so that the
+        image becomes a row with an error.
 
     Raises
     ------
     SettingsError
-        If it is missing or unreadable, lacks a column or rows, or an id is empty or leads outside
-        its folder.
+        If it is missing or unreadable, lacks a column or rows, or a row of it cannot be meant; the
+        message says which.
     """
     fs, path = locate(source)
+    path = path.rstrip("/") or "/"
     fs.invalidate_cache()
     with with_brief_retries(source):
         if is_folder(fs, path):
-            base, tables = path, [f"{path}/{n}" for n in Folder(fs, path).names(".parquet")]
+            base, files = path, _tables_below(fs, path, source)
         elif with_retries(fs, fs.isfile, path):
-            base, tables = path.rpartition("/")[0], [path]
+            base, files = path.rpartition("/")[0], [path]
         else:
             raise SettingsError(f"no manifest at {source}")
-    rows = chain.from_iterable(_manifest_rows(fs, table, source) for table in tables)
-    absolute = ({**r, "uri": _absolute(fs, base, r["uri"])} for r in rows)
-    return not_empty(absolute, f"the manifest {source} has no rows")
+    rows = chain.from_iterable(_rows_of(fs, file, source, path) for file in files)
+    check = Checker(source, access, lambda uri: _absolute(fs, base, uri))
+    return not_empty(map(check, rows), f"the manifest {source} has no rows")
 
 
-def _manifest_rows(fs: Any, path: str, source: str) -> Iterator[Row]:
-    is_csv = path.lower().endswith(".csv")
-    protocols: set[str] = set()
-    how = {"mode": "r", "encoding": "utf-8-sig", "newline": ""} if is_csv else {"mode": "rb"}
+# Which files
+
+
+def _tables_below(fs: Any, folder: str, source: str) -> list[str]:
+    """Parquet files of a folder and of those in it, as partitioned data sets are written."""
+    found, others = [], []
+    for path in sorted(files_below(fs, folder)):
+        inner = path[len(folder.rstrip("/")) + 1 :]
+        steps = inner.split("/")
+        if any(step.startswith(NO_DATA) for step in steps):
+            continue
+        if any(step.startswith(tuple(f"{name}=" for name in MANIFEST.names)) for step in steps):
+            raise SettingsError(
+                f"the manifest {source} is partitioned by image_id or uri ({inner!r}); expected "
+                "both as columns of its files"
+            )
+        suffix = os.path.splitext(inner)[1].lower()
+        if suffix == PART_SUFFIX:
+            found.append(path)
+        elif suffix in (".csv", ".tsv"):
+            others.append(inner)
+    if others:
+        raise SettingsError(
+            f"the manifest {source} is a folder that holds {len(others):,} files of text, "
+            f"{others[0]!r} the first, and a folder is read for its Parquet files alone; name one "
+            "file"
+        )
+    return found
+
+
+def _rows_of(fs: Any, path: str, source: str, whole: str) -> Iterator[Placed]:
+    """Rows of one file of a list; what is wrong with the file is a SettingsError."""
+    name = "" if path == whole else f" of {path[len(whole) + 1 :]}"
     try:
-        with fs.open(path, **how) as file:
-            columns, batches = _csv(file) if is_csv else _parquet(file)
-            if missing := [c for c in MANIFEST.names if c not in columns]:
-                raise SettingsError(
-                    f"the manifest {source} has no column {' and no column '.join(missing)}; "
-                    f"it has {', '.join(columns) or 'none'}"
-                )
-            for row in chain.from_iterable(batches):
-                if fault := _fault(row, protocols):
-                    uri = row["uri"]
-                    shown = redact(uri) if isinstance(uri, str) else uri
-                    raise SettingsError(
-                        f"the manifest {source} has the row image_id={row['image_id']!r}, "
-                        f"uri={shown!r}: {fault}"
-                    )
-                yield {"image_id": row["image_id"], "uri": row["uri"]}
+        with fs.open(path, "rb") as file:
+            begin = file.read(4)
+            file.seek(0)
+            is_table = path.lower().endswith(PART_SUFFIX) or begin == b"PAR1"
+            for where, image_id, uri in _table_rows(file) if is_table else _text_rows(file):
+                yield where + name, image_id, uri
+    except ListError as error:
+        raise SettingsError(f"the manifest {source}{name} {error}") from error
     except SaffError:
         raise
     except Exception as error:  # damaged files make the reader raise nearly everything
-        raise SettingsError(f"the manifest {source} cannot be read: {error}") from error
+        raise SettingsError(f"the manifest {source}{name} cannot be read: {error}") from error
 
 
-def _csv(file: Any) -> tuple[Sequence[str], Iterator[list[Row]]]:
-    reader = csv.DictReader(file)
-    return reader.fieldnames or [], iter(lambda: list(islice(reader, 1024)), [])
+class ListError(Exception):
+    """What is wrong in a list: the end of a sentence that begins with its name."""
 
 
-def _parquet(file: Any) -> tuple[Sequence[str], Iterator[list[Row]]]:
+def _wanted(columns: Sequence[str]) -> list[int]:
+    """Places of the columns image_id and uri."""
+    names = [name.strip() for name in columns]
+    if missing := [name for name in MANIFEST.names if name not in names]:
+        raise ListError(
+            f"has no column {' and no column '.join(missing)}; it has "
+            f"{', '.join(map(repr, columns)) or 'none'}"
+        )
+    if twice := [name for name in MANIFEST.names if names.count(name) > 1]:
+        raise ListError(f"has the column {twice[0]} twice, in {', '.join(map(repr, columns))}")
+    return [names.index(name) for name in MANIFEST.names]
+
+
+# Text
+
+
+def _text_rows(file: Any) -> Iterator[Placed]:
+    """Rows of a CSV file, and the line of each."""
+    lines = Lines(_decoded(file))
+    header, delimiter = _header(lines)
+    places = _wanted(header)
+    padded = any(name != name.strip() for name in header)  # "image_id, uri"
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=padded)
+    for first, record in _records(reader, lines):
+        if not any(field.strip() for field in record):
+            continue
+        where = f"line {first}"
+        _refuse_swallowed(record, lines, first, len(header), delimiter)
+        extra = [field for field in record[len(header) :] if field.strip()]
+        if extra:
+            raise ListError(
+                f"has {len(record)} fields in {where}, expected {len(header)}; {extra[0]!r} is "
+                f"one too many: {lines.shown()}"
+            )
+        if len(record) <= max(places):
+            raise ListError(f"has too few fields in {where}: {lines.shown()}")
+        image_id, uri = (record[place].strip() if padded else record[place] for place in places)
+        for name, value in zip(MANIFEST.names, (image_id, uri), strict=True):
+            if value != value.strip() or "\n" in value or "\r" in value:
+                raise ListError(
+                    f"has in {where} the {name} {value!r}, with a space or line break that is "
+                    "hardly meant; remove it, or write the list as Parquet"
+                )
+        yield where, image_id, uri
+
+
+def _decoded(file: Any) -> io.TextIOWrapper:
+    """Text of a file in UTF-8, or in UTF-16 with a byte-order mark, as spreadsheets write it."""
+    mark = file.read(2)
+    file.seek(0)
+    encoding = "utf-16" if mark in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    errors = "strict" if encoding == "utf-16" else "surrogateescape"
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
+
+
+@dataclass(slots=True)
+class Lines:
+    """Lines of a list, counted; a line that is not UTF-8 is refused by its number.
+
+    Attributes
+    ----------
+    text : iterable of str
+        Lines with their ends.
+    number : int
+        Of the last line given, from 1.
+    first : str
+        Line in which the current record begins.
+    """
+
+    text: io.TextIOWrapper
+    number: int = 0
+    first: str = ""
+
+    def __iter__(self) -> "Lines":
+        """Iterate over itself."""
+        return self
+
+    def __next__(self) -> str:
+        """Give the next line."""
+        line = next(self.text)
+        self.number += 1
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                raise ListError(
+                    f"is not UTF-8 in line {self.number}: {_quote(line)}; save it as UTF-8"
+                ) from error
+        if not self.first:
+            self.first = line
+        return line
+
+    def shown(self) -> str:
+        """Quote the line in which the current record begins."""
+        return _quote(self.first)
+
+
+def _quote(line: str) -> str:
+    """Show a line in quotes, shortened, with what is not printable written out."""
+    text = line.rstrip("\r\n")
+    return ascii(text[:SHOWN] + ("..." if len(text) > SHOWN else "")).replace("\\udc", "\\x")
+
+
+def _header(lines: Lines) -> tuple[list[str], str]:
+    """Column names of a list and what stands between them: a comma, tab, semicolon or bar."""
+    text = next((line for line in lines if line.strip()), "")
+    lines.first = ""
+    found = [(next(csv.reader([text], delimiter=d), []), d) for d in DELIMITERS]
+    for columns, delimiter in found:
+        if {*MANIFEST.names} <= {name.strip() for name in columns}:
+            return columns, delimiter
+    return max(found, key=lambda pair: len(pair[0]))
+
+
+def _records(reader: Any, lines: Lines) -> Iterator[tuple[int, list[str]]]:
+    """Records of a list, with the line in which each begins."""
+    while True:
+        first, lines.first = lines.number + 1, ""
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ListError(
+                f"cannot be read: {error} (in line {lines.number}, of what begins in line {first}: "
+                f"{lines.shown()}); a quote is closed where it was opened, and a quote within it "
+                "is written twice"
+            ) from error
+        yield first, record
+
+
+def _refuse_swallowed(
+    record: list[str], lines: Lines, first: int, columns: int, delimiter: str
+) -> None:
+    """Refuse a quoted field that runs over lines which look like rows of their own."""
+    if lines.number == first:
+        return
+    for value in record:
+        later = io.StringIO(value, newline=None).read().split("\n")[1:]
+        if any(line.count(delimiter) >= columns - 1 for line in later):
+            raise ListError(
+                f"has a quoted field from line {first} to line {lines.number} with lines in it "
+                f"that look like rows of their own: {lines.shown()}; if they are meant to be one "
+                "field, write the list as Parquet"
+            )
+
+
+# Parquet
+
+
+def _table_rows(file: Any) -> Iterator[Placed]:
+    """Rows of a Parquet file, and the number of each."""
     table = pq.ParquetFile(file)
     columns = table.schema_arrow.names
-    wanted = [c for c in MANIFEST.names if c in columns]
-    return columns, (_plain_rows(b) for b in table.iter_batches(1024, columns=wanted))
+    names = [columns[place] for place in _wanted(columns)]
+    number = 0
+    for batch in table.iter_batches(ROWS_AT_ONCE, columns=names):
+        plain = [_plain_values(batch.schema.field(name), batch.column(name)) for name in names]
+        for image_id, uri in zip(*plain, strict=True):
+            number += 1
+            yield f"row {number}", image_id, uri
 
 
-def _plain_rows(batch: pa.RecordBatch) -> list[Row]:
-    """Rows of numbers and text: the types that Ray registers with Arrow would be unpickled."""
-    for field in batch.schema:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        if isinstance(kind, pa.BaseExtensionType) or kind.num_fields:
-            raise ValueError(f"column {field.name} is of type {field.type}, expected text")
-    rows: list[Row] = batch.to_pylist()
-    return rows
+def _plain_values(about: pa.Field, column: pa.Array) -> list[Any]:
+    """Numbers and text: the types that Ray registers with Arrow would be unpickled."""
+    kind = about.type.value_type if pa.types.is_dictionary(about.type) else about.type
+    if isinstance(kind, pa.BaseExtensionType) or kind.num_fields:
+        raise ValueError(f"column {about.name} is of type {about.type}, expected text")
+    values: list[Any] = column.to_pylist()
+    if about.name.strip() == "image_id" and pa.types.is_integer(kind):
+        return [None if value is None else str(value) for value in values]
+    return values
 
 
-def _fault(row: Row, protocols: set[str]) -> str:
-    """What is wrong with a manifest row; empty for a good one, whose protocol is then known."""
-    if not is_safe_id(row["image_id"]):
-        return "image_id must be a relative path without '..'"
-    if not isinstance(row["uri"], str) or "\0" in row["uri"]:
-        return "uri must be a path or URI"
-    try:
-        protocol, _ = split_uri(row["uri"], signed=True)
-        if protocol not in protocols:
-            file_system(protocol, row["uri"])
-            protocols.add(protocol)
-    except SettingsError as error:
-        return str(error)
-    return ""
+# Rows
+
+
+@dataclass(slots=True)
+class Checker:
+    """Turns what stands in a list into a manifest row, or refuses it.
+
+    Attributes
+    ----------
+    source : str
+        The list, as it was named.
+    access : Access
+        Which schemes its addresses may have.
+    absolute : callable
+        Makes a relative path absolute.
+    protocols : set of str
+        Those whose packages are installed, as far as that is known.
+    """
+
+    source: str
+    access: Access
+    absolute: Callable[[str], str]
+    protocols: set[str] = field(default_factory=set, init=False)
+
+    def __call__(self, placed: Placed) -> Row:
+        """Give the manifest row."""
+        where, image_id, uri = placed
+        if not (fault := self._fault(image_id, uri)):
+            return {"image_id": image_id, "uri": self.absolute(uri) if uri else ""}
+        shown = redact(uri) if isinstance(uri, str) else uri
+        raise SettingsError(
+            f"the manifest {self.source} has in {where} the row image_id={image_id!r}, "
+            f"uri={shown!r}: {fault}"
+        )
+
+    def _fault(self, image_id: Any, uri: Any) -> str:
+        """What is wrong with a row; empty for a good one, whose protocol is then known."""
+        if not is_safe_id(image_id):
+            return "image_id must be a relative path without '..'"
+        if not uri:
+            return "" if uri is None or uri == "" else "uri must be a path or URI"
+        if not isinstance(uri, str) or "\0" in uri:
+            return "uri must be a path or URI"
+        try:
+            protocol, rest = split_uri(uri, signed=True)
+            if protocol == "file" and not os.path.isabs(rest):
+                return ""  # it counts from the list
+            self.access.refuse_scheme(uri)
+            if protocol not in self.protocols:
+                file_system(protocol, uri)
+                self.protocols.add(protocol)
+        except SettingsError as error:
+            return str(error)
+        return ""
 
 
 def _absolute(fs: Any, base: str, uri: str) -> str:
-    if "://" in uri or os.path.isabs(uri):
-        return uri
-    return uri_of(fs, os.path.normpath(f"{base}/{uri}"))
+    """Address as the manifest keeps it; a relative path counts from the list's own folder."""
+    protocol, path = split_uri(uri, signed=True)
+    if protocol != "file":
+        return plain_uri(uri)
+    if os.path.isabs(path):
+        return path
+    if base.startswith(tuple(f"{scheme}://" for scheme in WEB)):
+        return urljoin(f"{base}/", path)
+    return uri_of(fs, os.path.normpath(f"{base}/{path}"))

@@ -6,7 +6,7 @@ holds, so resuming is a comparison of two listings, and no image is ever there t
 """
 
 from collections.abc import Iterable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain, count, islice
 
 import pyarrow as pa
@@ -14,8 +14,8 @@ import pyarrow as pa
 from saff import layout
 from saff.errors import SettingsError
 from saff.ids import Ids
-from saff.layout import OWN_NAMES, PART_SUFFIX, part_name
-from saff.shards import MANIFEST, Row, open_writer, read_column
+from saff.layout import OWN_NAMES, PART_SUFFIX, Stage, part_name
+from saff.shards import MANIFEST, Row, open_writer, read_all_rows, read_rows
 from saff.storage import Folder, read_each
 
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
@@ -23,8 +23,50 @@ PARTS_WANTED = 256  # enough to keep many workers busy to the end
 LOOK_AHEAD = 65_536  # images listed before the size of a part is chosen
 
 
-def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What a source has brought into a manifest.
+
+    Attributes
+    ----------
+    added : int
+        Images that were new.
+    renewed : int
+        Images that are not done and have another address than before, which they take.
+    kept : int
+        Images that are done and have another address in the source: their results stay.
+    without_address : int
+        Images among the new ones to which the source gives no address.
+    """
+
+    added: int = 0
+    renewed: int = 0
+    kept: int = 0
+    without_address: int = 0
+
+    def lines(self) -> list[str]:
+        """Say what a person may not expect."""
+        said = []
+        if self.without_address:
+            said.append(f"{self.without_address:,} images have no address, and fail")
+        if self.renewed:
+            said.append(
+                f"{self.renewed:,} images that are not done have another address now, and are "
+                "read from there (those that failed, with --retry-failed)"
+            )
+        if self.kept:
+            said.append(
+                f"{self.kept:,} images that are done have another address now; their results stay "
+                "as they are"
+            )
+        return said
+
+
+def extend_manifest(output: Folder, rows: Iterable[Row]) -> Intake:
     """Add the images that an output does not know yet to its manifest, in new parts.
+
+    A part of the manifest is never changed.  Where the source has another address for an image
+    that is known, the address is added beside the manifest (:func:`renew_addresses`).
 
     Parameters
     ----------
@@ -35,8 +77,8 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
 
     Returns
     -------
-    added : int
-        Number of images that were new.
+    intake : Intake
+        What was new.
 
     Raises
     ------
@@ -45,46 +87,128 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> int:
     """
     folder = layout.manifest(output)
     names = folder.names(PART_SUFFIX)
-    fresh = new_rows(output, rows)
+    ids = known_ids(output)
+    fresh = new_rows(output, rows, ids)
     buffer = list(islice(fresh, LOOK_AHEAD))
     size = min(max(len(buffer) // PARTS_WANTED, SMALLEST_PART), LARGEST_PART)
     if len(buffer) == LOOK_AHEAD:
         size = LARGEST_PART
-    added = 0
+    added = without_address = 0
     fresh = chain(buffer, fresh)
     free = (name for name in map(part_name, count(len(names))) if name not in names)
     while part := list(islice(fresh, size)):
-        name, stream = next(free), pa.BufferOutputStream()
-        with open_writer(stream, MANIFEST) as writer:
-            writer.write_table(pa.Table.from_pylist(part, MANIFEST))
+        name, content = next(free), _table_bytes(part)
         try:
-            folder.create(name, stream.getvalue().to_pybytes())
+            folder.create(name, content)
         except FileExistsError:
             raise SettingsError(
                 f"another job takes images into {output.uri} at this moment: {name} appeared; wait "
                 "until it is done, then run the same command again"
             ) from None
         added += len(part)
-    return added
+        without_address += sum(not row["uri"] for row in part)
+    renewed, kept = renew_addresses(output, ids)
+    return Intake(added, renewed, kept, without_address)
 
 
-def new_rows(output: Folder, rows: Iterable[Row]) -> Iterator[Row]:
+def _table_bytes(rows: list[Row]) -> bytes:
+    stream = pa.BufferOutputStream()
+    with open_writer(stream, MANIFEST) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, MANIFEST))
+    data: bytes = stream.getvalue().to_pybytes()
+    return data
+
+
+def known_ids(output: Folder) -> Ids:
+    """Images that an output has, with the address of each."""
+    ids = Ids()
+    names = layout.manifest(output).names(PART_SUFFIX)
+    renewed = {*layout.addresses(output).names(PART_SUFFIX)}
+
+    def read(folder: Folder, name: str) -> list[tuple[str, str]]:
+        rows = list(read_rows(folder, name))
+        if name in renewed:
+            rows = _renewed(rows, read_all_rows(layout.addresses(output), name))
+        return [(row["image_id"], row["uri"]) for row in rows]
+
+    for name, images in zip(names, read_each(read, layout.manifest(output), names), strict=True):
+        ids.know(name, images)
+    return ids
+
+
+def new_rows(output: Folder, rows: Iterable[Row], ids: Ids | None = None) -> Iterator[Row]:
     """Those of some manifest rows whose images an output does not know yet; ids must be unique.
 
     What a run writes is no image, where its output lies inside their folder.
     """
     own = tuple(f"{output.uri}/{name}" for name in OWN_NAMES)
-    folder = layout.manifest(output)
-    ids = Ids()
-    read_ids = partial(read_column, column="image_id")
-    for known in read_each(read_ids, folder, folder.names(PART_SUFFIX)):
-        ids.know(known)
+    ids = ids or known_ids(output)
     for row in rows:
         try:
-            fresh = ids.name(row["image_id"])
+            fresh = ids.name(row["image_id"], row["uri"])
         except KeyError:
             raise SettingsError(
                 f"image_id {row['image_id']!r} comes twice; ids must be unique"
             ) from None
         if fresh and not row["uri"].startswith(own):
             yield row
+
+
+# Addresses that were corrected, or signed anew
+
+
+def read_part(output: Folder, name: str) -> list[Row]:
+    """Images of a part of the manifest, each with the address that was named last."""
+    rows = read_all_rows(layout.manifest(output), name)
+    addresses = layout.addresses(output)
+    if not addresses.exists(name):
+        return rows
+    return _renewed(rows, read_all_rows(addresses, name))
+
+
+def later_addresses(output: Folder, name: str) -> dict[str, list[str]]:
+    """Addresses that images of a part were given after they were taken in, the last one first."""
+    found: dict[str, list[str]] = {}
+    addresses = layout.addresses(output)
+    if addresses.exists(name):
+        for row in reversed(read_all_rows(addresses, name)):
+            found.setdefault(row["image_id"], []).append(row["uri"])
+    return found
+
+
+def _renewed(rows: list[Row], later: list[Row]) -> list[Row]:
+    last = {row["image_id"]: row["uri"] for row in later}
+    return [row | {"uri": last.get(row["image_id"], row["uri"])} for row in rows]
+
+
+def renew_addresses(output: Folder, ids: Ids) -> tuple[int, int]:
+    """Note the addresses that a source has changed, in a file for each part that is concerned.
+
+    The file of a part appears whole, or stays as it was.  It keeps the addresses that were there
+    before: finished results name the one that they were read from.
+
+    Returns
+    -------
+    renewed, kept : int
+        Images that are not done and take the new address, and images that are done.
+    """
+    addresses = layout.addresses(output)
+    renewed = kept = 0
+    for name, uris in ids.changed():
+        before = read_all_rows(addresses, name) if addresses.exists(name) else []
+        after = [{"image_id": image_id, "uri": uri} for image_id, uri in uris.items()]
+        addresses.write(name, _table_bytes([*before, *after]))
+        done = _done(output, name)
+        kept += len(done & uris.keys())
+        renewed += len(uris.keys() - done)
+    return renewed, kept
+
+
+def _done(output: Folder, name: str) -> set[str]:
+    """Images of a part that have a result."""
+    for stage in Stage:
+        folder = output / stage
+        if folder.exists(name):
+            rows = read_all_rows(folder, name, ["image_id", "error_kind"])
+            return {row["image_id"] for row in rows if row["error_kind"] is None}
+    return set()

@@ -2,22 +2,18 @@
 
 import errno
 import hashlib
-import os
-import threading
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import Future, TimeoutError as FutureTimeout
-from contextvars import copy_context
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from saff import images
-from saff.addresses import is_local, locate
+from saff.access import ANYTHING, TOO_LARGE, Access
 from saff.arrays import Image
 from saff.retries import BRIEF, FINAL_CODES, error_code, retry_limit
 from saff.shards import Row
 from saff.storage import NO_FILE, read_bytes
 
-LARGEST_FILE = 2 * 2**30  # bytes; nothing larger was labelled
 SECONDS_LOST = 3 * BRIEF  # waiting for a server that gives no answer, before it is given up
 DEADLINE = 60.0  # seconds that one photograph may take from a server
 GONE = (  # what a local file system says of one path, not of the disk
@@ -41,6 +37,8 @@ class Photographs:
 
     Attributes
     ----------
+    access : Access
+        What their addresses may name.
     gone : int
         Photographs that are not there, or may not be read: no file, a broken link, an answer such
         as 403, 404 or 410.
@@ -50,7 +48,8 @@ class Photographs:
         Photographs whose server or disk failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access = ANYTHING) -> None:
+        self.access = access
         self.gone = self.changed = self.unreachable = 0
         self._failing: Counter[str] = Counter()  # failures of a server since its last photograph
         self._seconds_lost: dict[str, float] = defaultdict(float)
@@ -99,11 +98,14 @@ class Photographs:
         start = time.monotonic()
         try:
             with retry_limit(0 if self._failing[server] else BRIEF):
-                data = _read_in_time(uri) if server else _read_small(uri)
+                data = read_bytes(uri, replace(self.access, seconds=DEADLINE))
         except ValueError:  # an address that is none, or that may not be used
             self.gone += 1
         except OSError as error:
             code = error_code(error)
+            if code == TOO_LARGE:
+                self.changed += 1
+                return None
             own = isinstance(error, (*NO_FILE, PermissionError)) or error.errno in GONE
             if own or code in FINAL_CODES:
                 self.gone += 1
@@ -114,43 +116,8 @@ class Photographs:
                 self._seconds_lost[server] += max(BRIEF, time.monotonic() - start)
         else:
             self._failing[server], self._seconds_lost[server] = 0, 0.0
-            if data is None:
-                self.changed += 1
             return data
         return None
-
-
-def _read_small(uri: str) -> bytes | None:
-    """Read a file; None for one that is too large to be what was labelled."""
-    fs, path = locate(uri, signed=True)
-    if is_local(fs) and os.stat(path).st_size > LARGEST_FILE:
-        return None
-    return read_bytes(uri)
-
-
-def _read_in_time(uri: str) -> bytes | None:
-    """Read a file of a server, which may accept a request and then say nothing.
-
-    Raises
-    ------
-    TimeoutError
-        If it takes longer than ``DEADLINE`` seconds.
-    """
-    found: Future[bytes | None] = Future()
-    context = copy_context()  # holds the limit on repetitions
-
-    def read() -> None:
-        try:
-            found.set_result(context.run(_read_small, uri))
-        except BaseException as error:
-            found.set_exception(error)
-
-    # a daemon, so that the program can end while the server still says nothing
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        return found.result(DEADLINE)
-    except FutureTimeout as error:
-        raise TimeoutError(f"no whole answer within {DEADLINE:.0f} seconds") from error
 
 
 def _server_of(uri: str) -> str:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from saff.access import ANYTHING, Access
 from saff.addresses import LOCAL, is_local
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
@@ -148,6 +149,7 @@ def export_pictures(
     *,
     overwrite: bool = False,
     threshold: float = 0.5,
+    access: Access = ANYTHING,
 ) -> ExportSummary:
     """Write one PNG file per image, named by its id, into a folder or prefix.
 
@@ -165,6 +167,8 @@ def export_pictures(
         Replace files that exist.  Otherwise only a file with the same content is no hindrance.
     threshold : float
         Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -186,7 +190,7 @@ def export_pictures(
     names = PictureNames(known)
     refuse_inputs(output, stage, lambda: (f"{to.uri}/{names.name(i)}" for i in known))
     folder = _PictureFolder(to, overwrite=overwrite)
-    summary = ExportSummary()
+    summary = ExportSummary(photographs=Photographs(access))
     columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
     for row in rows_of(output, stage, columns):
         image_id = row["image_id"]

@@ -1,15 +1,17 @@
 """What a stored row holds: its maps, and the image that it was made from."""
 
+import errno
 import hashlib
 from collections.abc import Iterator
 
 from saff import images
+from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
 from saff.layout import PART_SUFFIX
 from saff.runs import read_run
 from saff.shards import Row, read_all_rows
-from saff.storage import Folder, read_bytes
+from saff.storage import NO_FILE, Folder, read_bytes
 
 
 def rows_of(output: Folder, stage: str, columns: list[str] | None = None) -> Iterator[Row]:
@@ -33,12 +35,14 @@ def parts_of(output: Folder, stage: str) -> list[str]:
     return names
 
 
-def original(row: Row) -> Image | None:
+def original(row: Row, access: Access = ANYTHING) -> Image | None:
     """Image of a labelled row, or None where its file is gone or not the one that was labelled."""
     try:
-        data = read_bytes(row["uri"])
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
+        data = read_bytes(row["uri"], access)
+    except OSError as error:
+        if isinstance(error, NO_FILE) or error.errno == errno.ELOOP:  # links in a circle
+            return None
+        raise
     if row["sha256"] != hashlib.sha256(data).hexdigest():
         return None
     return images.decode(data, max_pixels=row["height"] * row["width"])

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray
 from saff.augmentation import blur, can_be_pasted, paste, recolour
 from saff.config import Training
@@ -212,12 +213,15 @@ class Cache:
         Where; shared by the processes of a node, of this run alone.
     limit : int
         Bytes.
+    access : Access
+        What the addresses of the images may name.
     """
 
     labels: Folder
     side: int
     folder: Path = field(default_factory=lambda: scratch("cache"))
     limit: int = CACHE_BYTES
+    access: Access = ANYTHING
 
     def read(self, part: str, rows: Sequence[int]) -> list[AnyArray]:
         """Images of a part: uint8 (H, W, 4), RGB and confidence; (0, 0, 4) if a file has changed.
@@ -252,7 +256,9 @@ class Cache:
                 usable = (row for row in rows if row["error_kind"] is None)
                 for number, row in enumerate(usable):
                     with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, load(row, self.side), allow_pickle=False)
+                        np.lib.format.write_array(
+                            file, load(row, self.side, self.access), allow_pickle=False
+                        )
             self._make_room(draft)
             os.replace(draft, path)
         finally:
@@ -272,7 +278,7 @@ class Cache:
             total -= stat.st_size
 
 
-def load(row: Row, side: int) -> AnyArray:
+def load(row: Row, side: int, access: Access = ANYTHING) -> AnyArray:
     """Read the image of a labelled row and shrink it with its confidence.
 
     Parameters
@@ -281,13 +287,15 @@ def load(row: Row, side: int) -> AnyArray:
         Columns ``image_id``, ``uri``, ``sha256``, ``height``, ``width``, ``confidence``.
     side : int
         Longer images are shrunk to this many pixels.
+    access : Access
+        What the address of the image may name.
 
     Returns
     -------
     pixels : uint8 array of shape (H, W, 4)
         RGB and confidence; (0, 0, 4) if the file is gone or not the one that was labelled.
     """
-    image = original(row)
+    image = original(row, access)
     if image is None:
         return np.zeros((0, 0, 4), np.uint8)
     confidence = decode_map(row, "confidence")

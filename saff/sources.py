@@ -1,18 +1,34 @@
 """Images that a folder, a prefix or a glob holds, listed as rows of a manifest."""
 
+import logging
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from saff.access import ANYTHING, Access
 from saff.addresses import is_local, locate, uri_of
 from saff.errors import SettingsError
 from saff.shards import Row
-from saff.storage import as_storage_error, is_folder, s3_objects, with_brief_retries, with_retries
+from saff.storage import (
+    Folder,
+    as_storage_error,
+    is_folder,
+    s3_objects,
+    with_brief_retries,
+    with_retries,
+)
 
 OF_MANIFEST = "manifest "
+OF_DISKS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
+BESIDE_IMAGES = (  # ends of names: labels, notes and tables that lie among images
+    *(".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".tsv"),
+    *(".parquet", ".xmp", ".ini", ".db", ".log"),
+)
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,21 +41,28 @@ class Source:
         As it stands in run.json.
     rows : iterable of dict
         Manifest rows, read once.
+    access : Access
+        What their addresses may name.
     """
 
     name: str
     rows: Iterable[Row]
+    access: Access = ANYTHING
 
 
-def list_images(source: str) -> Iterator[Row]:
+def list_images(source: str, output: Folder | None = None) -> Iterator[Row]:
     """List the images of a folder, prefix, glob or single file as manifest rows.
 
-    Every file that is not hidden is listed: what is an image is decided by its content.
+    Every file is listed whose name is not hidden and is not that of a file beside images (labels,
+    notes, tables): what is an image is decided by its content.  Links to folders are followed, so
+    that a photograph which is reached by two paths is two images.
 
     Parameters
     ----------
     source : str
         ``photos/``, ``photos/**/*.jpg``, ``s3://bucket/prefix`` or one file.
+    output : Folder, optional
+        Of the run; what lies in it is left out, however it is reached.
 
     Returns
     -------
@@ -49,20 +72,23 @@ def list_images(source: str) -> Iterator[Row]:
     Raises
     ------
     SettingsError
-        If nothing is there, no file in it, or a folder in it cannot be listed.
+        If nothing is there, no file in it, a folder in it cannot be listed, or it is the output.
     """
     fs, path = locate(source)
     path = path.rstrip("/") or "/"
+    without = _left_out(fs, path, output)
     fs.invalidate_cache()
+    named = False
     with with_brief_retries(source):
         paths: Iterable[str]
         if is_folder(fs, path):
-            root, paths = path, _files(fs, path)
+            root, paths = path, files_below(fs, path, without)
         elif with_retries(fs, fs.isfile, path):
-            root, paths = path.rpartition("/")[0], [path]
+            root, paths, named = path.rpartition("/")[0], [path], True
         elif any(c in path for c in "*?["):
             first = min(path.index(c) for c in "*?[" if c in path)
-            root, paths = path[:first].rpartition("/")[0], sorted(_matches(fs, path))
+            root, paths = path[:first].rpartition("/")[0], sorted(_matches(fs, path, without))
+            named = path.lower().endswith(BESIDE_IMAGES)
         else:
             raise SettingsError(f"no images at {source}: no such file, folder or prefix")
     fs.invalidate_cache()  # an object store's listing holds far more than the names
@@ -70,7 +96,53 @@ def list_images(source: str) -> Iterator[Row]:
     ids = ((p[len(root.rstrip("/")) + 1 :], p) for p in paths)
     visible = ((_text(i), _text(uri_of(fs, p))) for i, p in ids if p == path or not _is_hidden(i))
     rows = ({"image_id": i, "uri": u} for i, u in visible)
-    return not_empty(rows, f"no images in {source}: it holds no files")
+    images = rows if named else _without_others(rows, source)
+    return not_empty(images, f"no images in {source}: it holds no files")
+
+
+def _left_out(fs: Any, path: str, output: Folder | None) -> str:
+    """Path of an output that lies in a folder of images; empty if none does.
+
+    Raises
+    ------
+    SettingsError
+        If the output is the folder of images itself: what is exported into it would be images.
+    """
+    if output is None or type(fs) is not type(output.fs):
+        return ""
+    if is_local(fs):
+        path, without = os.path.realpath(path), os.path.realpath(output.path)
+    else:
+        without = output.path
+    if path == without:
+        raise SettingsError(
+            f"the output {output.uri} is the folder of the images itself; name a folder in it or "
+            "beside it"
+        )
+    return "" if _is_below(path, without) else without  # images in a folder of the output
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def _without_others(rows: Iterable[Row], source: str) -> Iterator[Row]:
+    """Leave out files that lie beside images by their names, and log how many they were."""
+    others: Counter[str] = Counter()
+    for row in rows:
+        suffix = os.path.splitext(row["image_id"])[1].lower()
+        if suffix in BESIDE_IMAGES:
+            others[suffix] += 1
+        else:
+            yield row
+    if others:
+        counted = ", ".join(f"{suffix} {count:,}" for suffix, count in sorted(others.items()))
+        LOG.warning(
+            "%s: %s files are no images by their names and left out: %s",
+            source,
+            f"{others.total():,}",
+            counted,
+        )
 
 
 def _as_storage_errors(source: str, paths: Iterable[str]) -> Iterator[str]:
@@ -78,18 +150,33 @@ def _as_storage_errors(source: str, paths: Iterable[str]) -> Iterator[str]:
         yield from paths
 
 
-def _files(fs: Any, folder: str) -> Iterator[str]:
-    """Files below a folder, sorted, a page or a folder of them in memory."""
+def files_below(fs: Any, folder: str, without: str = "") -> Iterator[str]:
+    """Files below a folder, sorted, a page or a folder of them in memory.
+
+    Parameters
+    ----------
+    fs : fsspec.AbstractFileSystem
+        Where it is.
+    folder : str
+        Path on ``fs``.
+    without : str
+        Real path of a folder that is left out, links to it and into it included.
+    """
     if is_local(fs):
-        return _local_files(folder)
+        return _local_files(folder, without)
     if hasattr(fs, "call_s3"):
-        return s3_objects(fs, folder)
-    return iter(sorted(_objects(with_retries(fs, fs.find, folder, detail=True))))
+        found: Iterable[str] = s3_objects(fs, folder)
+    else:
+        found = sorted(_objects(with_retries(fs, fs.find, folder, detail=True)))
+    return (path for path in found if not (without and _is_below(path, without)))
 
 
-def _matches(fs: Any, pattern: str) -> list[str]:
+def _matches(fs: Any, pattern: str, without: str) -> list[str]:
     found = with_retries(fs, fs.glob, pattern, detail=True)
-    return [p for p in found if fs.isfile(p)] if is_local(fs) else _objects(found)
+    if not is_local(fs):
+        return [p for p in _objects(found) if not (without and _is_below(p, without))]
+    files = [path for path in found if fs.isfile(path)]
+    return [p for p in files if not (without and _is_below(os.path.realpath(p), without))]
 
 
 def _objects(found: dict[str, Row]) -> list[str]:
@@ -97,17 +184,27 @@ def _objects(found: dict[str, Row]) -> list[str]:
     return [p for p, info in found.items() if info["type"] == "file" and not p.endswith("/")]
 
 
-def _local_files(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _local_files(folder: str, without: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Files below a local folder; links to folders are followed, but not in circles."""
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in sorted(visible, key=lambda e: f"{e.name}/" if e.is_dir() else e.name):
         if entry.is_dir():
-            if os.path.realpath(entry.path) not in above:
-                yield from _local_files(entry.path, above)
-        elif entry.is_file() or entry.is_symlink():  # no pipes; a broken link becomes a row
+            real = os.path.realpath(entry.path)
+            if real in above or (without and _is_below(real, without)) or _is_of_disk(entry):
+                continue
+            yield from _local_files(entry.path, without, above)
+        elif entry.is_symlink():  # a broken link becomes a row
+            if not (without and _is_below(os.path.realpath(entry.path), without)):
+                yield entry.path
+        elif entry.is_file():  # no pipes
             yield entry.path
+
+
+def _is_of_disk(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is one that a file system keeps for itself, and nobody else may list."""
+    return entry.name in OF_DISKS and not os.access(entry.path, os.R_OK | os.X_OK)
 
 
 def _text(name: str) -> str:

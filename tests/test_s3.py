@@ -221,7 +221,7 @@ def test_a_run_is_resumed_and_retried(in_bucket, photos, small, corpus, put):
 
     put(f"{photos}/page.jpg", (corpus / "rocket ü.png").read_bytes())
     put(f"{photos}/new.jpg", (corpus / "rocket ü.png").read_bytes())
-    assert extend_manifest(in_bucket, list_images(photos)) == 1
+    assert extend_manifest(in_bucket, list_images(photos)).added == 1
     todo = plan_stage(in_bucket, retry_failed=True)
     assert todo.left == 4
     for name in todo.parts:

@@ -129,7 +129,7 @@ def test_a_name_that_is_no_utf_8_becomes_a_row(tmp_path):
     rows = list(list_images(str(tmp_path)))
     assert rows == [{"image_id": r"caf\xe9.jpg", "uri": rf"{tmp_path}/caf\xe9.jpg"}]
     output = Folder.at(str(tmp_path / "out"))
-    assert extend_manifest(output, rows) == 1  # Parquet takes it
+    assert extend_manifest(output, rows).added == 1  # Parquet takes it
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
@@ -401,18 +401,18 @@ def manifest_of(output):
 
 def test_the_manifest_grows_by_what_is_new(folder):
     first = rows_called(*(f"{n:02}.jpg" for n in range(5)))
-    assert extend_manifest(folder, first) == 5
+    assert extend_manifest(folder, first).added == 5
     before = manifest_of(folder)
     assert list(before) == [f"part-000000{n}.parquet" for n in range(3)]
     assert [len(rows) for rows in before.values()] == [2, 2, 1]
     assert [row for rows in before.values() for row in rows] == first
 
-    assert extend_manifest(folder, iter(first)) == 0
+    assert extend_manifest(folder, iter(first)).added == 0
     assert manifest_of(folder) == before
 
     later = rows_called("00a.jpg", "99.jpg")
     assert [r["image_id"] for r in new_rows(folder, later + first)] == ["00a.jpg", "99.jpg"]
-    assert extend_manifest(folder, sorted(first + later, key=lambda r: r["image_id"])) == 2
+    assert extend_manifest(folder, sorted(first + later, key=lambda r: r["image_id"])).added == 2
     after = manifest_of(folder)
     assert {name: after.pop(name) for name in before} == before
     assert after == {"part-0000003.parquet": later}
@@ -425,7 +425,7 @@ def test_the_manifest_grows_by_what_is_new(folder):
 def test_parts_are_small_for_few_images_and_never_large(tmp_path, monkeypatch, images, sizes):
     monkeypatch.setattr(manifests, "LOOK_AHEAD", 4000)
     output = Folder.at(str(tmp_path))
-    assert extend_manifest(output, rows_called(*map(str, range(images)))) == images
+    assert extend_manifest(output, rows_called(*map(str, range(images)))).added == images
     manifest = output / "manifest"
     assert [count_rows(manifest, name)[0] for name in manifest.names(".parquet")] == sizes
 
@@ -684,7 +684,7 @@ def test_run_json_can_be_read_by_anything(tmp_path):
 def test_an_output_inside_the_images_folder_is_not_taken_for_images(tmp_path):
     (tmp_path / "a.png").write_bytes(b"an image")
     output = Folder.at(str(tmp_path / "out"))
-    assert extend_manifest(output, list_images(str(tmp_path))) == 1
+    assert extend_manifest(output, list_images(str(tmp_path))).added == 1
     for name in ("run.json", "report/index.html", "pseudo_labels/part-0000000.parquet"):
         output.write(name, b"written by a run")
     (tmp_path / "output.png").write_bytes(b"another image")
@@ -697,7 +697,7 @@ def test_images_inside_the_output_are_images(tmp_path, images):
     output.write("run.json", b"{}")
     fill(tmp_path / images, ["a.png", "b/c.png"])
     for added in (2, 0):
-        assert extend_manifest(output, list_images(str(tmp_path / images))) == added
+        assert extend_manifest(output, list_images(str(tmp_path / images))).added == added
 
 
 def test_a_folder_is_listed_in_the_order_of_its_ids(tmp_path):
@@ -720,12 +720,15 @@ def test_a_folder_is_listed_in_the_order_of_its_ids(tmp_path):
 
 def test_ids_are_known_named_and_named_twice():
     ids = Ids()
-    ids.know(["a", "b", "a"])
-    assert [ids.name(i) for i in ("b", "c", "ü/x", "a")] == [False, True, True, False]
+    ids.know("part-1", [("a", "/a"), ("b", "/b"), ("a", "/a")])
+    ids.know("part-2", [("d", "/d"), ("e", "/e")])
+    named = [("b", "/b"), ("c", "/c"), ("ü/x", "/x"), ("a", "/other"), ("d", ""), ("e", "/new")]
+    assert [ids.name(*i) for i in named] == [False, True, True, False, False, False]
     for again in ("a", "c"):
         with pytest.raises(KeyError):
-            ids.name(again)
-    assert Ids().name("a")  # each has a table of its own
+            ids.name(again, "/a")
+    assert dict(ids.changed()) == {"part-1": {"a": "/other"}, "part-2": {"e": "/new"}}
+    assert Ids().name("a", "/a")  # each has a table of its own
 
 
 # Two jobs at once
@@ -765,7 +768,7 @@ def test_a_second_intake_at_the_same_time_ends_one_and_doubles_nothing(tmp_path,
     folder = output / "manifest"
     ids = [r["image_id"] for name in folder.names(".parquet") for r in read_rows(folder, name)]
     assert sorted(ids) == sorted(row["image_id"] for row in rows)
-    assert extend_manifest(output, rows) == 0
+    assert extend_manifest(output, rows).added == 0
 
 
 def test_of_two_claims_at_the_same_time_one_is_refused(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from saff import evaluation, layout, verification
+from saff.access import Access
 from saff.cli.options import (
     MINUTES,
     AllowCodeOption,
@@ -14,6 +15,7 @@ from saff.cli.options import (
     NetworkOption,
     Output,
     PatienceOption,
+    PrivateOption,
     StageOption,
     TruthFormat,
     TruthFormatOption,
@@ -92,6 +94,7 @@ def verify(
         ),
     ] = None,
     patience: PatienceOption = MINUTES,
+    private: PrivateOption = False,
 ) -> None:
     """Prove that an output is whole, or that two outputs hold the same.
 
@@ -108,6 +111,7 @@ def verify(
         stage=stage.value if stage else None,
         images=images,
         network=Folder.at(network) if network else None,
+        access=Access(private=private),
         map_parts=_parts_mapper(folder, layout.MANIFEST, 60 * patience),
     )
     for line in verdict.lines:

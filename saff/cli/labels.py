@@ -14,7 +14,9 @@ from saff.cli.options import (
     NewOutputOption,
     PartOption,
     PatienceOption,
+    PrivateOption,
     RetryOption,
+    SchemeOption,
     SourceArgument,
     TakeOverOption,
     open_source,
@@ -63,6 +65,8 @@ def label(
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
 ) -> None:
     """Label images: write a pseudo label for each to Parquet files.
 
@@ -72,7 +76,9 @@ def label(
     """
     refuse_relative(output)
     chosen, folder = read_config(config), Folder.at(output)
-    images_of = open_source(source, images, manifest=manifest)
+    images_of = open_source(
+        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+    )
     share = Share.read(part)
     from saff import cluster  # Ray takes seconds to import; a mistake above is reported at once
 
@@ -105,6 +111,8 @@ def manifest(
     images: ImagesOption = None,
     manifest: ManifestOption = None,
     output: NewOutputOption = ...,  # type: ignore[assignment]
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
 ) -> None:
     """Take images into an output without labelling them, so that several jobs can share them.
 
@@ -112,9 +120,14 @@ def manifest(
     the same time and into the same output. Run this command again to take in new images.
     """
     refuse_relative(output)
-    images_of, folder = open_source(source, images, manifest=manifest), Folder.at(output)
+    folder = Folder.at(output)
+    images_of = open_source(
+        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+    )
     claim_source(folder, images_of.name)
     with with_brief_retries(folder.uri):
         parts = layout.manifest(folder)
-        added = extend_manifest(folder, images_of.rows)
-    typer.echo(f"{added:,} new images; {len(parts.names(PART_SUFFIX)):,} parts", err=True)
+        intake = extend_manifest(folder, images_of.rows)
+    typer.echo(f"{intake.added:,} new images; {len(parts.names(PART_SUFFIX)):,} parts", err=True)
+    for line in intake.lines():
+        typer.echo(line, err=True)

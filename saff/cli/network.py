@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from saff.access import Access
 from saff.cli.options import (
     MINUTES,
     AllowCodeOption,
@@ -13,7 +14,9 @@ from saff.cli.options import (
     NetworkOption,
     PartOption,
     PatienceOption,
+    PrivateOption,
     RetryOption,
+    SchemeOption,
     TakeOverOption,
     WorkersOption,
     open_source,
@@ -40,6 +43,7 @@ def train(
     ] = False,
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    private: PrivateOption = False,
 ) -> None:
     """Train a segmentation network on the pseudo labels of a run.
 
@@ -65,6 +69,7 @@ def train(
         restart=restart,
         patience=60 * patience,
         take_over=take_over,
+        access=Access(private=private),
     )
     typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
 
@@ -98,6 +103,8 @@ def reinfer(
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
     allow_code: AllowCodeOption = None,
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
 ) -> None:
     """Predict masks with a trained network, for the images of a run or for new ones.
 
@@ -111,7 +118,11 @@ def reinfer(
     for name in (output, *([network] if network else [])):
         refuse_relative(name)
     chosen, folder = read_config(config).inference, Folder.at(output)
-    images_of = open_source(images, manifest=manifest) if new_images else None
+    images_of = None
+    if new_images:
+        images_of = open_source(
+            images, manifest=manifest, output=folder, private=private, schemes=schemes
+        )
     if images_of is None:
         read_run(folder)
     from saff.cluster.predictions import prediction_job
@@ -121,6 +132,7 @@ def reinfer(
         Folder.at(network) if network else folder,
         chosen,
         source=images_of,
+        access=Access(private=private),
         workers=workers,
         gpus=gpus,
         restart=restart,

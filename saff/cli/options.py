@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saff.addresses import locate
+from saff.access import Access
+from saff.addresses import expand_home, locate
 from saff.errors import SettingsError
 from saff.layout import Stage
 from saff.lists import read_manifest
@@ -136,6 +137,24 @@ AllowCodeOption = Annotated[
 ]
 
 
+PrivateOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-private-addresses",
+        envvar="SAFF_ALLOW_PRIVATE_ADDRESSES",
+        help="Read images whose web addresses lead to this machine or a private network.",
+    ),
+]
+
+SchemeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-scheme",
+        help="Read addresses of this scheme, too, such as sftp, or file in a list from elsewhere.",
+    ),
+]
+
+
 def read_config(name: str) -> "Config":
     """Read settings by name or from a JSON file."""
     from saff import config as settings  # pydantic takes longer to import than help may take
@@ -153,8 +172,16 @@ def read_config(name: str) -> "Config":
         return settings.from_json(data)
 
 
-def open_source(*images: str | None, manifest: str | None) -> Source:
+def open_source(
+    *images: str | None,
+    manifest: str | None,
+    output: Folder | None = None,
+    private: bool = False,
+    schemes: list[str] | None = None,
+) -> Source:
     """Open the one source of images that was named: a folder, prefix, glob or file, or a manifest.
+
+    What lies in the output is no image; the last two say what the addresses of images may name.
 
     Raises
     ------
@@ -166,16 +193,16 @@ def open_source(*images: str | None, manifest: str | None) -> Source:
         raise SettingsError("name the images once: a folder, --images, or --manifest")
     (uri,) = named
     refuse_relative(uri)
-    rows = read_manifest(uri) if manifest else list_images(uri)
-    return Source(
-        name=describe_source(Folder.at(uri).uri, is_manifest=manifest is not None), rows=rows
-    )
+    access = Access.of_source(uri, private=private, schemes=schemes or ())
+    rows = read_manifest(uri, access) if manifest else list_images(uri, output)
+    name = describe_source(Folder.at(uri).uri, is_manifest=manifest is not None)
+    return Source(name=name, rows=rows, access=access)
 
 
 def refuse_relative(name: str) -> None:
     """Refuse a relative path in a submitted job: it lies in a copy that Ray deletes."""
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # Ray's own mark on a submitted driver
-    if submitted and "://" not in name and not os.path.isabs(name):
+    if submitted and "://" not in name and not os.path.isabs(expand_home(name)):
         raise SettingsError(
             f"{name} is relative, and a submitted job runs in a copy that is deleted; give an "
             "absolute path on storage that every node shares, or a URI"

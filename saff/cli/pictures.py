@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saff import overwriting, picture_export
+from saff.access import Access
 from saff.cli.options import (
     AllowCodeOption,
     ConfigOption,
     NetworkOption,
     Output,
+    PrivateOption,
     StageOption,
     ThresholdOption,
     What,
@@ -108,6 +110,7 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
     ] = False,
+    private: PrivateOption = False,
 ) -> None:
     """Write results as PNG files with the names and sizes of the images; masks are 0 and 255.
 
@@ -116,7 +119,13 @@ def export(
     """
     run, folder = Folder.at(output), Folder.at(to)
     summary = picture_export.export_pictures(
-        run, folder, what.value, stage.value, overwrite=overwrite, threshold=threshold
+        run,
+        folder,
+        what.value,
+        stage.value,
+        overwrite=overwrite,
+        threshold=threshold,
+        access=Access(private=private),
     )
     if overwriting.is_among_images(run, folder.uri):
         note = f"note: {folder.uri} lies among the images; saff label would label its files, too"
@@ -136,12 +145,13 @@ def report(
             help="HTML file, folder or s3:// prefix to write to instead of OUTPUT/report."
         ),
     ] = None,
+    private: PrivateOption = False,
 ) -> None:
     """Write OUTPUT/report/index.html: a page of results that a browser opens from disk.
 
     Images whose photographs have changed or vanished are left out and counted.
     """
-    report = write_report(Folder.at(output), to=to, max_cards=cards)
+    report = write_report(Folder.at(output), to=to, max_cards=cards, access=Access(private=private))
     typer.echo(f"open {report.uri}")
     if report.lost_photographs:
         typer.echo(f"not shown: {report.lost_photographs}", err=True)

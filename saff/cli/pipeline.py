@@ -13,7 +13,9 @@ from saff.cli.options import (
     ManifestOption,
     NewOutputOption,
     PatienceOption,
+    PrivateOption,
     RetryOption,
+    SchemeOption,
     SourceArgument,
     TakeOverOption,
     TruthFormat,
@@ -54,6 +56,8 @@ def run(
     ] = False,
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
 ) -> None:
     """Run all stages: label, train a network on the labels, predict with it, measure, report.
 
@@ -63,13 +67,16 @@ def run(
     """
     for name in (output, *([truth] if truth else [])):
         refuse_relative(name)
-    chosen, images_of = read_config(config), open_source(source, images, manifest=manifest)
+    chosen, folder = read_config(config), Folder.at(output)
+    images_of = open_source(
+        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+    )
     from saff.cluster.pipeline import Scale, run_pipeline
 
     page = run_pipeline(
         images_of.name,
         images_of.rows,
-        Folder.at(output),
+        folder,
         chosen,
         rounds=rounds,
         scale=Scale(workers=workers, gpus=gpus, patience=60 * patience, take_over=take_over),
@@ -77,6 +84,7 @@ def run(
         truth_format=truth_format.value,
         retry_failed=retry_failed,
         restart=restart,
+        access=images_of.access,
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(f"open {page}")

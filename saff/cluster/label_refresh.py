@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 import saff
+from saff.access import ANYTHING, Access
 from saff.arrays import Image, PixelMap
+from saff.cluster.image_reading import ImageReader
 from saff.cluster.image_rows import image_row
 from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
@@ -39,12 +41,15 @@ class RefreshPart:
         Folders of the parts to read and to write.
     config : Config
         ``training.pseudo_label_share`` and ``working_side``.
+    access : Access
+        What the addresses of the images may name.
     """
 
     output: Folder
     predictions: str
     labels: str
     config: Config
+    access: Access = ANYTHING
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the part of ``row["part"]``."""
@@ -60,6 +65,7 @@ class RefreshPart:
         if prediction["error_kind"] is not None:
             return prediction
         label = labels[manifest_row["image_id"]]
+        reader = ImageReader(self.access, self.output)
 
         def refreshed(image: Image) -> Row:
             new = np.asarray(decode_map(prediction, "confidence") / 255, np.float32)
@@ -68,7 +74,7 @@ class RefreshPart:
                 old = np.asarray(decode_map(label, "confidence") / 255, np.float32)
             return encode_prediction(refresh(image, old, new, self.config))
 
-        return image_row(manifest_row, PREDICTIONS, self.config.max_pixels, refreshed)
+        return image_row(manifest_row, PREDICTIONS, self.config.max_pixels, refreshed, reader)
 
 
 def refresh(image: Image, label: PixelMap, prediction: PixelMap, config: Config) -> PixelMap:
@@ -105,6 +111,7 @@ def refresh_corpus(
     retry_failed: bool = False,
     patience: float = PATIENCE,
     take_over: bool = False,
+    access: Access = ANYTHING,
 ) -> Plan:
     """Refresh the labels of a run by what a network has predicted; resumable.
 
@@ -122,6 +129,8 @@ def refresh_corpus(
         Seconds without any part done after which the job ends.
     take_over : bool
         Take the lease on the stage from a job that is known to be dead.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -135,7 +144,7 @@ def refresh_corpus(
         "pseudo_label_share": config.training.pseudo_label_share,
         "working_side": config.working_side,
     }
-    task = RefreshPart(output, predictions, labels, config)
+    task = RefreshPart(output, predictions, labels, config, access)
     job = StageJob(
         output=output,
         stage=labels,

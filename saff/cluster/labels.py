@@ -9,9 +9,11 @@ import numpy as np
 
 import saff
 from saff import images
+from saff.access import ANYTHING, Access
 from saff.arrays import Image
 from saff.backends import identity
-from saff.cluster.image_rows import image_row
+from saff.cluster.image_reading import ImageReader
+from saff.cluster.image_rows import ALONE, image_row
 from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
 from saff.cluster.stage_job import StageJob
@@ -27,7 +29,7 @@ from saff.sources import Source
 from saff.storage import Folder
 
 
-def label_row(image_id: str, uri: str, config: Config) -> Row:
+def label_row(image_id: str, uri: str, config: Config, reader: ImageReader = ALONE) -> Row:
     """Label one image of a manifest; an image that is at fault gives a row that says so.
 
     Parameters
@@ -36,6 +38,8 @@ def label_row(image_id: str, uri: str, config: Config) -> Row:
         A manifest row.
     config : Config
         Settings.
+    reader : ImageReader
+        Reads its file.
 
     Returns
     -------
@@ -43,7 +47,8 @@ def label_row(image_id: str, uri: str, config: Config) -> Row:
         All columns of ``shards.PSEUDO_LABELS``; see :func:`saff.cluster.image_rows.image_row`.
     """
     row = {"image_id": image_id, "uri": uri}
-    return image_row(row, PSEUDO_LABELS, config.max_pixels, partial(_label, config=config))
+    work = partial(_label, config=config)
+    return image_row(row, PSEUDO_LABELS, config.max_pixels, work, reader)
 
 
 def _label(image: Image, config: Config) -> Row:
@@ -76,17 +81,21 @@ class LabelPart:
         The run's output.
     config : Config
         Settings.
+    access : Access
+        What the addresses of its images may name.
     """
 
     output: Folder
     config: Config
+    access: Access = ANYTHING
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
         stage = PartWriter(self.output, Stage.PSEUDO_LABELS, PSEUDO_LABELS)
+        reader = ImageReader(self.access, self.output)
         return stage.do_part(
             row,
-            lambda rows: [label_row(r["image_id"], r["uri"], self.config) for r in rows],
+            lambda rows: [label_row(r["image_id"], r["uri"], self.config, reader) for r in rows],
         )
 
 
@@ -138,7 +147,7 @@ def labelling_job(
     SettingsError
         If a setting cannot work.
     """
-    task = LabelPart(output, config)
+    task = LabelPart(output, config, source.access)
     return StageJob(
         output=output,
         stage=Stage.PSEUDO_LABELS,
@@ -162,6 +171,7 @@ def label_corpus(
     share: Share = WHOLE,
     patience: float = PATIENCE,
     take_over: bool = False,
+    access: Access = ANYTHING,
 ) -> Plan:
     """Label every image of a source that the output does not hold yet.
 
@@ -175,6 +185,8 @@ def label_corpus(
         As for :func:`labelling_job`.
     retry_failed : bool
         Try images again that failed before.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -188,6 +200,6 @@ def label_corpus(
     StalledError
         If nothing was done for too long.
     """
-    images = Source(name=source, rows=rows)
+    images = Source(name=source, rows=rows, access=access)
     job = labelling_job(images, output, config, share=share, patience=patience, take_over=take_over)
     return job.complete(retry_failed=retry_failed)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from saff import layout
 from saff.cluster import quarantine
 from saff.cluster.image_rows import begin_row
 from saff.cluster.quarantine import Note, begin
+from saff.manifests import read_part
 from saff.retries import BRIEF, retry_limit
 from saff.shards import Row, read_all_rows, write_rows
 from saff.storage import Folder
@@ -77,7 +77,7 @@ class PartWriter:
         if self.folder.exists(part):
             rows = read_all_rows(self.folder, part)
             done = {row["image_id"]: row for row in rows if row["error_kind"] is None}
-        manifest = iter(read_all_rows(layout.manifest(self.output), part))
+        manifest = iter(read_part(self.output, part))
         chunks = iter(lambda: list(islice(manifest, 1 if note.again else together)), [])
         fresh = chain.from_iterable(self._rows(chunk, done, work, note) for chunk in chunks)
         return *write_rows(self.folder, part, fresh, self.schema), len(done)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from saff import layout, metrics
+from saff.access import ANYTHING, Access
 from saff.backends import modules_of
 from saff.cluster.label_refresh import refresh_corpus
 from saff.cluster.labels import label_corpus
@@ -84,6 +85,7 @@ def run_pipeline(
     retry_failed: bool = False,
     restart: bool = False,
     say: Callable[[str], None] = print,
+    access: Access = ANYTHING,
 ) -> str:
     """Label images, train a network on the labels, infer with it, and report; resumable.
 
@@ -119,6 +121,8 @@ def run_pipeline(
         Forget the networks and predictions of all rounds; the pseudo labels stay.
     say : callable
         Told a line after each stage.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -139,7 +143,8 @@ def run_pipeline(
     again, patience = retry_failed, scale.patience
     if again and not restart:
         refuse_begun(output)
-    done = label_corpus(source, rows, output, config, retry_failed=again, **scale.of_job)
+    how: dict[str, Any] = {"retry_failed": again, "access": access}
+    done = label_corpus(source, rows, output, config, **how, **scale.of_job)
     say(f"labelled: {done}")
     if restart:
         forget_rounds(output)
@@ -147,10 +152,10 @@ def run_pipeline(
     if config.training.network_weights == SHIPPED:  # it has something to say of the labels
         home = layout.round_home(0)
         stage = layout.within(home, Stage.PREDICTIONS)
-        how = scale.of_inference(batch)
-        predict_corpus(output, None, config.inference, stage=stage, retry_failed=again, **how)
+        options = how | scale.of_inference(batch)
+        predict_corpus(output, None, config.inference, stage=stage, **options)
         learnt_from = layout.within(home, ROUND_LABELS)
-        refresh_corpus(output, config, stage, learnt_from, retry_failed=again, **scale.of_job)
+        refresh_corpus(output, config, stage, learnt_from, **how, **scale.of_job)
         kept = mean_iou(output, Stage.PSEUDO_LABELS, learnt_from, patience)
         say(f"refreshed labels: mean IoU with the pseudo labels {kept:.3f}")
     for number in range(1, rounds + 1):
@@ -160,6 +165,7 @@ def run_pipeline(
             config.training,
             stage=learnt_from,
             round_folder=home,
+            access=access,
             **scale.of_training(batch),
         )
         stage = layout.within(home, Stage.PREDICTIONS)
@@ -168,15 +174,15 @@ def run_pipeline(
             output / home if home else output,
             config.inference,
             stage=stage,
-            retry_failed=again,
             allow_code=modules_of(config.training.network),
+            **how,
             **scale.of_inference(batch),
         )
         kept = mean_iou(output, learnt_from, stage, patience)
         say(f"round {number}: {done}; mean IoU with the labels it learnt from {kept:.3f}")
         if number < rounds:
             learnt_from = layout.within(home, ROUND_LABELS)
-            refresh_corpus(output, config, stage, learnt_from, retry_failed=again, **scale.of_job)
+            refresh_corpus(output, config, stage, learnt_from, **how, **scale.of_job)
     if truth:
         for name in Stage:
             spread = partial(map_parts, patience=patience)
@@ -184,7 +190,7 @@ def run_pipeline(
             say(f"{name}: max F {figures['mean_pr']['max_f']:.4f}, IoU {figures['iou']:.4f}")
             for line in describe_left_out(figures):
                 say(f"{name}: {line}")
-    report = write_report(output)
+    report = write_report(output, access=access)
     if report.lost_photographs:
         say(f"not shown in the report: {report.lost_photographs}")
     return report.uri

@@ -14,8 +14,10 @@ import torch
 
 import saff
 from saff import images
+from saff.access import ANYTHING, Access
 from saff.arrays import Image, PixelMap
 from saff.cluster.faults import is_system_fault
+from saff.cluster.image_reading import ImageReader
 from saff.cluster.image_rows import guarded, open_image
 from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
@@ -54,6 +56,8 @@ class PredictPart:
         Whether the worker has a GPU.
     allow_code : collection of str
         Modules that the run may name as its network's.
+    access : Access
+        What the addresses of the images may name.
     """
 
     def __init__(
@@ -64,7 +68,9 @@ class PredictPart:
         settings: Inference,
         on_gpu: bool = False,
         allow_code: Collection[str] = (),
+        access: Access = ANYTHING,
     ) -> None:
+        self.reader = ImageReader(access, output)
         self.stage = PartWriter(output, stage, PREDICTIONS)
         self.settings = settings
         self.device = torch.device("cuda" if on_gpu else "cpu")
@@ -93,7 +99,7 @@ class PredictPart:
 
     def _open(self, manifest_row: Row) -> tuple[Row, Image | None]:
         """Read an image and shrink it at once: large ones are held by the readers alone."""
-        row, image = open_image(manifest_row, PREDICTIONS, self.settings.max_pixels)
+        row, image = open_image(manifest_row, PREDICTIONS, self.settings.max_pixels, self.reader)
         return row, None if image is None else to_working_size(image)
 
     def _one(self, image: Image, size: tuple[int, int]) -> Row:
@@ -122,6 +128,7 @@ def prediction_job(
     patience: float = PATIENCE,
     take_over: bool = False,
     allow_code: Collection[str] = (),
+    access: Access = ANYTHING,
 ) -> StageJob:
     """Prepare the job that infers every image of a run, or of a source of new images.
 
@@ -152,6 +159,8 @@ def prediction_job(
     allow_code : collection of str
         Modules that may be imported where ``network_run`` names its network as
         ``package.module:factory``; others are refused.
+    access : Access
+        What the addresses of the images may name.
 
     Raises
     ------
@@ -160,6 +169,7 @@ def prediction_job(
     """
     trained = load_trained(network_run, allow_code)
     folder = output / stage
+    access = source.access if source else access
     if restart:
         if share != WHOLE:
             raise SettingsError("--restart forgets the work of all shares; use it without --part")
@@ -173,7 +183,15 @@ def prediction_job(
             PredictPart,
             todo.parts,
             compute=ray.data.ActorPoolStrategy(size=min(count, len(todo.parts))),
-            fn_constructor_args=(output, stage, network_run, settings, on_gpu, allow_code),
+            fn_constructor_args=(
+                output,
+                stage,
+                network_run,
+                settings,
+                on_gpu,
+                allow_code,
+                access,
+            ),
             worker=ON_GPU if on_gpu else ON_CPU,
             patience=seconds,
         )

@@ -1,5 +1,6 @@
 """One stage of a run as a job: claim the output, extend the manifest, plan, map, tidy."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from saff.shards import Row
 from saff.sources import Source
 from saff.storage import Folder
 
+LOG = logging.getLogger(__name__)
 Mapper = Callable[[Plan, float], Iterator[dict[str, Any]]]
 """Maps the parts of a plan, with a patience in seconds, to the result of each."""
 
@@ -92,7 +94,8 @@ class StageJob:
     def extend_manifest(self) -> None:
         """Add the images of the source that the manifest does not have yet."""
         if self.source and self.share == WHOLE:
-            extend_manifest(self.output, self.source.rows)
+            for line in extend_manifest(self.output, self.source.rows).lines():
+                LOG.warning("%s", line)
 
     def plan(self, *, retry_failed: bool = False) -> Plan:
         """Find the parts of the manifest that the stage does not have yet."""

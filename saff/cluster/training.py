@@ -26,6 +26,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from saff import layout
+from saff.access import ANYTHING, Access
 from saff.cluster.faults import fault_message, is_system_fault
 from saff.cluster.resources import (
     ON_CPU,
@@ -64,6 +65,7 @@ class Job:
     identity: str
     board: Any
     """Actor handle of a :class:`Board`."""
+    access: Access
 
 
 class Board:
@@ -96,6 +98,7 @@ def train_network(
     stage: str = Stage.PSEUDO_LABELS,
     round_folder: str = "",
     patience: float = PATIENCE,
+    access: Access = ANYTHING,
     take_over: bool = False,
 ) -> NetworkFolder:
     """Train a network on the labels of a run, from its last checkpoint on.
@@ -121,6 +124,8 @@ def train_network(
         Folder within the output for ``network/``; default: the output itself.
     patience : float
         Seconds without any step after which the job ends.
+    access : Access
+        What the addresses of the images may name.
     take_over : bool
         Take the lease on the network from a job that is known to be dead.
 
@@ -166,7 +171,7 @@ def train_network(
     workers, on_gpu = training_workers(workers, gpus, training.batch_size)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    job = Job(results, corpus, training, run["digest"], board)
+    job = Job(results, corpus, training, run["digest"], board, access)
     name = uuid.uuid4().hex
     trainer = TorchTrainer(
         work,
@@ -274,7 +279,7 @@ def _work(job: Job) -> None:
             results.write_metrics(rows)
             results.save(state, job.identity, training.keep_checkpoints)
 
-    cache = Cache(job.corpus.labels, training.max_side)
+    cache = Cache(job.corpus.labels, training.max_side, access=job.access)
     loader = Loader(job.corpus, training, cache, rank, workers)
     device = get_device()
     network = prepare_model(start_network(training).to(device), move_to_device=False)

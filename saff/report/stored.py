@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from saff import layout, metrics
+from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
 from saff.layout import PART_SUFFIX, Stage, run_file
@@ -39,7 +40,9 @@ class StoredReport:
     """How many photographs were chosen and could not be shown, and why; empty if all were."""
 
 
-def write_report(output: Folder, *, to: str | None = None, max_cards: int = 200) -> StoredReport:
+def write_report(
+    output: Folder, *, to: str | None = None, max_cards: int = 200, access: Access = ANYTHING
+) -> StoredReport:
     """Write the report of a run.
 
     Parameters
@@ -52,6 +55,8 @@ def write_report(output: Folder, *, to: str | None = None, max_cards: int = 200)
     max_cards : int
         Images drawn at most, spread evenly over those that have a result.  Those whose photograph
         is lost are left out.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -88,7 +93,7 @@ def write_report(output: Folder, *, to: str | None = None, max_cards: int = 200)
     for home, key in ((layout.network(output), "training"), (predictions, "inference")):
         if home.exists(run_file(home)):
             facts[key] = read_run(home).get(key)
-    photographs = Photographs()
+    photographs = Photographs(access)
     page = render_page(
         _cards(output, stage, max(1, -(-found // max_cards)), photographs),
         _failures(output / stage, [name for name in names if counts[name][1]]),

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from saff import layout
+from saff.access import ANYTHING, Access
 from saff.errors import SettingsError
 from saff.evaluation import one_by_one
 from saff.layout import PART_SUFFIX, ROUND_LABELS, RUN, Stage, begun_rounds, part_name
@@ -39,6 +40,7 @@ def verify(
     images: bool = False,
     network: Folder | None = None,
     map_parts: Mapper = one_by_one,
+    access: Access = ANYTHING,
 ) -> Verdict:
     """Prove that an output is whole; with another one, also that both hold the same.
 
@@ -58,6 +60,8 @@ def verify(
     map_parts : callable
         Applies a task to parts: :func:`saff.evaluation.one_by_one`, or
         :func:`saff.cluster.map_parts` over a cluster.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -81,7 +85,9 @@ def verify(
             findings = Findings(folder.uri, stages={name: Totals() for name in stages})
             for fault in description_faults(folder, stages, network):
                 findings.faults.add(fault)
-            for result in _verify_parts(findings, VerifyPart(folder, stages, images), map_parts):
+            for result in _verify_parts(
+                findings, VerifyPart(folder, stages, images, access), map_parts
+            ):
                 _take(findings, result, catalogue, number)
             undone = [name for name, counts in findings.stages.items() if counts.to_do]
             findings.commands = [command(folder, run, name) for name in undone]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from saff import layout
+from saff.access import ANYTHING, Access
+from saff.errors import StorageError
+from saff.manifests import later_addresses
 from saff.shards import MANIFEST, Row
 from saff.storage import Folder, as_storage_error
 from saff.verification.files import DamagedError, schema_of, stored_rows
@@ -26,11 +29,14 @@ class VerifyPart:
         Stages to verify.
     images : bool
         Read each image again and compare its SHA-256.
+    access : Access
+        What the addresses of the images may name.
     """
 
     output: Folder
     stages: tuple[str, ...]
     images: bool = False
+    access: Access = ANYTHING
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Give counts, faults and, for each image of the manifest, a digest of each stage."""
@@ -50,7 +56,7 @@ class VerifyPart:
             rows.append(
                 (image["image_id"], [digests[s].get(image["image_id"]) for s in self.stages])
             )
-            if not image["image_id"] or not image["uri"]:
+            if not image["image_id"] or image["uri"] is None:
                 line = f"row {number} has no image_id or no uri"
                 faults.add(f"{self.output.uri}/manifest/{part}: {line}", part)
         found = {
@@ -66,7 +72,7 @@ class VerifyPart:
         self, stage: str, part: str, manifest: list[Row], faults: Faults
     ) -> tuple[Totals, dict[str, str]]:
         """Verify a shard: its counts, and the digest of each image that it is to hold."""
-        folder, uris = self.output / stage, {row["image_id"]: row["uri"] for row in manifest}
+        folder, uris = self.output / stage, self._addresses(part, manifest, faults)
         with as_storage_error(folder.uri):
             if not folder.exists(part):
                 return Totals(to_do=len(manifest)), {}
@@ -90,12 +96,21 @@ class VerifyPart:
             faults.add(f"{where}: {error}", part)
         return Totals(done=len(digests) - len(failed), failed=len(failed)), digests
 
-    def _source_faults(self, row: Row, uri: str) -> list[str]:
-        if row["uri"] != uri:
+    def _addresses(self, part: str, manifest: list[Row], faults: Faults) -> dict[str, list[str]]:
+        """Addresses that each image has had: the manifest's, and those it was given later."""
+        try:
+            later = later_addresses(self.output, part)
+        except StorageError as error:
+            faults.add(f"{layout.addresses(self.output).uri}/{part}: {error}", part)
+            later = {}
+        return {i: [row["uri"], *later.get(i, ())] for row in manifest for i in [row["image_id"]]}
+
+    def _source_faults(self, row: Row, uris: list[str]) -> list[str]:
+        if row["uri"] not in uris:
             return ["uri is not that of the manifest"]
-        if not (self.images and uri and SHA256.fullmatch(row["sha256"] or "")):
+        if not (self.images and row["uri"] and SHA256.fullmatch(row["sha256"] or "")):
             return []
-        return [fault] if (fault := image_fault(row)) else []
+        return [fault] if (fault := image_fault(row, self.access)) else []
 
 
 def order_faults(found: list[str], wanted: list[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from saff import images
+from saff.access import ANYTHING, Access
 from saff.addresses import is_local, locate
 from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
@@ -138,12 +139,12 @@ def differing_columns(one: Row, other: Row) -> list[str]:
     return [n for n in one if digest({n: one[n]}) != digest({n: other[n]})]
 
 
-def image_fault(row: Row) -> str:
+def image_fault(row: Row, access: Access = ANYTHING) -> str:
     """Say what has become of a row's image; empty if it is as it was."""
     uri = row["uri"]
     with as_storage_error(f"image {row['image_id']!r}"):  # a URI may be signed
         try:
-            data = read_bytes(uri)
+            data = read_bytes(uri, access)
         except NO_FILE:
             return "its image is gone"
         except OSError as error:
