@@ -143,7 +143,14 @@ def _wanted(columns: Sequence[str]) -> list[int]:
 
 def _text_rows(file: Any) -> Iterator[Placed]:
     """Rows of a CSV file, and the line of each."""
-    lines = Lines(_decoded(file))
+    text = _decoded(file)
+    try:
+        yield from _lines_rows(Lines(text))
+    finally:
+        text.detach()  # the file is closed by who has opened it
+
+
+def _lines_rows(lines: "Lines") -> Iterator[Placed]:
     header, delimiter = _header(lines)
     places = _wanted(header)
     padded = any(name != name.strip() for name in header)  # "image_id, uri"
