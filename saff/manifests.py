@@ -166,10 +166,17 @@ def read_part(output: Folder, name: str) -> list[Row]:
     return _renewed(rows, read_all_rows(addresses, name))
 
 
-def later_addresses(output: Folder, name: str) -> dict[str, list[str]]:
-    """Addresses that images of a part were given after they were taken in, the last one first."""
+def later_addresses(addresses: Folder, name: str) -> dict[str, list[str]]:
+    """Addresses that images of a part were given after they were taken in, the last one first.
+
+    Parameters
+    ----------
+    addresses : Folder
+        ``layout.addresses`` of the output.
+    name : str
+        Of the part.
+    """
     found: dict[str, list[str]] = {}
-    addresses = layout.addresses(output)
     if addresses.exists(name):
         for row in reversed(read_all_rows(addresses, name)):
             found.setdefault(row["image_id"], []).append(row["uri"])

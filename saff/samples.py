@@ -25,17 +25,19 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.filesize import decimal
 
 from saff.access import ANYTHING, Access
-from saff.arrays import AnyArray
+from saff.arrays import AnyArray, Image
 from saff.augmentation import blur, can_be_pasted, paste, recolour
 from saff.config import Training
-from saff.errors import SettingsError
+from saff.errors import SettingsError, StorageError, UnreadableError
 from saff.layout import part_number
+from saff.manifests import later_addresses
 from saff.resize import shrink
 from saff.rows import decode_map, original
 from saff.shards import Row, count_rows, read_all_rows
-from saff.storage import Folder, read_each, with_retries
+from saff.storage import NO_SPACE, Folder, read_each, with_retries
 
 WINDOW = 4096  # images that are shuffled among each other; more are taken window by window
 CACHE_BYTES = 8 * 2**30  # of decoded images on a node's local disk
@@ -215,6 +217,8 @@ class Cache:
         Bytes.
     access : Access
         What the addresses of the images may name.
+    addresses : Folder, optional
+        Where the run keeps addresses that images were given later.
     """
 
     labels: Folder
@@ -222,6 +226,7 @@ class Cache:
     folder: Path = field(default_factory=lambda: scratch("cache"))
     limit: int = CACHE_BYTES
     access: Access = ANYTHING
+    addresses: Folder | None = None
 
     def read(self, part: str, rows: Sequence[int]) -> list[AnyArray]:
         """Images of a part: uint8 (H, W, 4), RGB and confidence; (0, 0, 4) if a file has changed.
@@ -248,21 +253,57 @@ class Cache:
         return hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz"
 
     def _fill(self, part: str, path: Path) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         try:
-            with zipfile.ZipFile(draft, "w") as archive:
-                rows = read_all_rows(self.labels, part, NEEDED)
-                usable = (row for row in rows if row["error_kind"] is None)
-                for number, row in enumerate(usable):
-                    with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
-                        np.lib.format.write_array(
-                            file, load(row, self.side, self.access), allow_pickle=False
-                        )
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.touch()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            while not self._write(part, draft):
+                pass
             self._make_room(draft)
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
+
+    def _write(self, part: str, draft: Path) -> bool:
+        """Write the images of a part; False if the disk was full and some room could be made."""
+        rows = read_all_rows(self.labels, part, NEEDED)
+        later = {} if self.addresses is None else later_addresses(self.addresses, part)
+        usable = (row for row in rows if row["error_kind"] is None)
+        try:
+            with zipfile.ZipFile(draft, "w") as archive:
+                for number, row in enumerate(usable):
+                    pixels = load(row, self.side, self.access, later.get(row["image_id"], ()))
+                    with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, pixels, allow_pickle=False)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            if not self._remove_oldest(draft):
+                raise self._unusable(error) from error
+            return False
+        return True
+
+    def _unusable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"the training cache {self.folder} cannot be written: {error.strerror}; it holds "
+            f"decoded images, up to {decimal(self.limit)}: free room there, or set TMPDIR to a "
+            "folder that has it, and the same command continues"
+        )
+
+    def _remove_oldest(self, draft: Path) -> bool:
+        """Remove the file that was written first, of whatever run; False if there is none."""
+        files = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path != draft:
+                    files.append((path.stat().st_mtime_ns, path))
+        if not files:
+            return False
+        min(files)[1].unlink(missing_ok=True)
+        return True
 
     def _make_room(self, draft: Path) -> None:
         """Remove the oldest files, drafts of killed processes among them, to keep the limit."""
@@ -278,7 +319,7 @@ class Cache:
             total -= stat.st_size
 
 
-def load(row: Row, side: int, access: Access = ANYTHING) -> AnyArray:
+def load(row: Row, side: int, access: Access = ANYTHING, later: Sequence[str] = ()) -> AnyArray:
     """Read the image of a labelled row and shrink it with its confidence.
 
     Parameters
@@ -289,17 +330,33 @@ def load(row: Row, side: int, access: Access = ANYTHING) -> AnyArray:
         Longer images are shrunk to this many pixels.
     access : Access
         What the address of the image may name.
+    later : sequence of str
+        Addresses to read where there is nothing, or another image, at the row's own.
 
     Returns
     -------
     pixels : uint8 array of shape (H, W, 4)
         RGB and confidence; (0, 0, 4) if the file is gone or not the one that was labelled.
     """
-    image = original(row, access)
+    image = _first_original(row, [row["uri"], *later], access)
     if image is None:
         return np.zeros((0, 0, 4), np.uint8)
     confidence = decode_map(row, "confidence")
     return shrink(np.dstack([image, confidence]), side)
+
+
+def _first_original(row: Row, uris: Sequence[str], access: Access) -> Image | None:
+    """Image of a row, from the first of its addresses where it still is."""
+    for uri in uris:
+        try:
+            image = original({**row, "uri": uri}, access)
+        except UnreadableError:  # refused there: a signature that has expired, say
+            if uri == uris[-1]:
+                raise
+            continue
+        if image is not None:
+            return image
+    return None
 
 
 def crop(

@@ -72,8 +72,7 @@ class Sample:
 
     def others(self, store: str, uri: str) -> list[str]:
         """Other addresses of a store, spread over the sample."""
-        found = [one for one in self.uris.get(store, []) if one != uri]
-        return found[:: max(1, len(found) // FEW)][:FEW]
+        return _spread([one for one in self.uris.get(store, []) if one != uri], FEW)
 
     def elsewhere(self, store: str) -> list[str]:
         """An address of each other web server."""
@@ -317,13 +316,18 @@ def _store_name(uri: str) -> str:
     return f"s3://{_bucket_of(uri)}" if protocol in S3 else ""
 
 
+def _spread(items: list[str], count: int) -> list[str]:
+    """At most so many of some items, at even distances."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
 @lru_cache(maxsize=2)
 def sample_manifest(output: Folder) -> Sample:
     """Addresses in a few parts of a run's manifest, spread over it."""
     names = layout.manifest(output).names(PART_SUFFIX)
-    step = max(1, len(names) // SAMPLE_PARTS)
     sample = Sample()
-    for name in names[::step][:SAMPLE_PARTS]:
+    for name in _spread(names, SAMPLE_PARTS):
         for uri in (row["uri"] for row in read_part(output, name) if row["uri"]):
             store = _store_name(uri)
             sample.counts[store] += 1

@@ -66,6 +66,8 @@ class Job:
     board: Any
     """Actor handle of a :class:`Board`."""
     access: Access
+    addresses: Folder
+    """Where the run keeps addresses that images were given later."""
 
 
 class Board:
@@ -171,7 +173,7 @@ def train_network(
     workers, on_gpu = training_workers(workers, gpus, training.batch_size)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    job = Job(results, corpus, training, run["digest"], board, access)
+    job = Job(results, corpus, training, run["digest"], board, access, layout.addresses(output))
     name = uuid.uuid4().hex
     trainer = TorchTrainer(
         work,
@@ -279,7 +281,7 @@ def _work(job: Job) -> None:
             results.write_metrics(rows)
             results.save(state, job.identity, training.keep_checkpoints)
 
-    cache = Cache(job.corpus.labels, training.max_side, access=job.access)
+    cache = Cache(job.corpus.labels, training.max_side, access=job.access, addresses=job.addresses)
     loader = Loader(job.corpus, training, cache, rank, workers)
     device = get_device()
     network = prepare_model(start_network(training).to(device), move_to_device=False)

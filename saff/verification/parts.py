@@ -99,7 +99,7 @@ class VerifyPart:
     def _addresses(self, part: str, manifest: list[Row], faults: Faults) -> dict[str, list[str]]:
         """Addresses that each image has had: the manifest's, and those it was given later."""
         try:
-            later = later_addresses(self.output, part)
+            later = later_addresses(layout.addresses(self.output), part)
         except StorageError as error:
             faults.add(f"{layout.addresses(self.output).uri}/{part}: {error}", part)
             later = {}
