@@ -88,9 +88,10 @@ class Access:
 ANYTHING = Access(private=True)  # for an address that a caller or a person names
 
 
-def too_large(access: Access) -> UnreadableError:
-    """Say that a file is larger than may be read."""
-    return UnreadableError(f"a file of more than {access.largest:,} bytes is no image", TOO_LARGE)
+def too_large(access: Access, size: int | None = None) -> UnreadableError:
+    """Say that a file is larger than may be read; how large, where that is known."""
+    bytes_read = f"{size:,}" if size is not None else f"more than {access.largest:,}"
+    return UnreadableError(f"a file of {bytes_read} bytes is no image", TOO_LARGE)
 
 
 def is_public(address: str) -> bool:

@@ -5,6 +5,7 @@ throttled prefix, a server that restarts, credentials of a role that are late.  
 waits, who may have named a wrong place, it is seconds.
 """
 
+import errno
 import logging
 import math
 import os
@@ -45,6 +46,7 @@ FINAL = (  # what no repetition mends
     TypeError,
     NotImplementedError,
 )
+LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 BUSY = {408, 425, 429}  # status of a web server: time-out, too early, too many requests
 BAD_ADDRESS = "BadAddress"
 FINAL_CODES = frozenset({*range(400, 500)} - BUSY) | {
@@ -148,6 +150,13 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, Exception):
         return False
     return error_code(error) not in FINAL_CODES and not isinstance(error, FINAL)
+
+
+def what_next(error: BaseException) -> str:
+    """Say what a person can do after an error of a storage or a machine."""
+    if is_transient(error) and getattr(error, "errno", None) not in LASTING:
+        return "what is done stays, and the same command continues"
+    return "what is done stays; once this is mended, the same command continues"
 
 
 def error_code(error: BaseException) -> str | int:

@@ -73,7 +73,7 @@ def _read_file(fs: Any, path: str, access: Access) -> bytes:
     """Read a file whose size is known before."""
     size = os.stat(path).st_size if is_local(fs) else (fs.info(path).get("size") or 0)
     if size > access.largest:
-        raise too_large(access)
+        raise too_large(access, size)
     data: bytes = fs.cat_file(path)
     return data
 

@@ -46,12 +46,12 @@ def store_of(url: str) -> str:
     >>> store_of("HTTPS://Host/a?b"), store_of("http://host:8080/")
     ('host:443', 'host:8080')
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
         return f"{parts.hostname or ''}:{port}"
-    except ValueError:
-        return parts.netloc
+    except ValueError:  # no address, which asking it says
+        return url
 
 
 def download(url: str, access: Access) -> bytes:

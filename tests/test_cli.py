@@ -151,9 +151,9 @@ def test_an_output_must_be_named(call, corpus):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("no-columns.csv", "has no column image_id and no column uri; it has a, b"),
+        ("no-columns.csv", "has no column image_id and no column uri; it has 'a', 'b'"),
         ("no-rows.csv", "has no rows"),
-        ("unsafe.parquet", "has the row image_id='../x.jpg'"),
+        ("unsafe.parquet", "the row image_id='../x.jpg'"),
         ("garbage.parquet", "cannot be read: "),
         ("missing.parquet", "no manifest at "),
     ],

@@ -315,7 +315,7 @@ def with_saliency(small, encoder, monkeypatch):
 
 
 def fail_with(error):
-    def back_end(image):
+    def back_end(*_):
         raise error
 
     return back_end
@@ -442,7 +442,7 @@ def test_a_part_that_dies_leaves_no_shard(corpus, small, tmp_path, monkeypatch):
     output = Folder.at(str(tmp_path))
     extend_manifest(output, list_images(str(corpus)))
     monkeypatch.setattr(
-        "saff.cluster.image_rows.read_bytes", fail_with(ConnectionError("reset by peer"))
+        "saff.cluster.image_reading.read_bytes", fail_with(ConnectionError("reset by peer"))
     )
     with pytest.raises(ConnectionError):
         LabelPart(output, small)({"part": "part-0000000.parquet"})

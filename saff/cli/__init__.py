@@ -1,6 +1,7 @@
 """The command line: thin over the functions that the jobs call."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -10,6 +11,9 @@ import typer
 from saff import __version__
 from saff.cli import checks, labels, network, pictures, pipeline
 from saff.errors import SaffError, printable
+from saff.retries import what_next
+
+INTERRUPTED = 130  # exit code of typer after Ctrl-C
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,15 +77,33 @@ def explain(program: Callable[[], None]) -> None:
     """Call a program and turn errors that the user can correct into one line and exit code 2.
 
     These are a :class:`SaffError`, and an OSError of a storage or a disk that failed later on.
+    Ctrl-C is exit code 130.
     """
+    use_utf8()
     try:
         program()
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("saff: interrupted; what is done stays", file=sys.stderr)
+        raise
     except SaffError as error:
         line = str(error)
     except OSError as error:
-        line = f"{type(error).__name__}: {error}; what is done stays, the same command continues"
+        line = f"{type(error).__name__}: {error}; {what_next(error)}"
     else:
         return
     print(f"saff: {printable(' '.join(line.split()))}", file=sys.stderr)
     logging.disable()  # threads of Ray that still wait for tasks complain of its end
     sys.exit(2)
+
+
+def use_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale has another encoding.
+
+    File names are text in Parquet, and a locale that lacks their letters cannot name their files.
+    The processes that Ray starts here inherit the mode.
+    """
+    if sys.getfilesystemencoding().lower().replace("-", "") == "utf8":
+        return
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

@@ -9,6 +9,7 @@ import cv2
 
 from saff import errors
 from saff.errors import SaffError, StorageError
+from saff.retries import what_next
 
 SYSTEM_FAULTS = (OSError, MemoryError, SaffError)
 DEVICE_WORDS = ("CUDA", "cuDNN", "CUBLAS", "NCCL", "DefaultCPUAllocator")  # of torch's errors
@@ -95,7 +96,4 @@ def fault_message(error: BaseException, where: str) -> str:
     if isinstance(error, SaffError):
         return str(error)
     why = f"{type(error).__name__}: {error}".rstrip(": ")
-    return (
-        f"{why} (at {where} on {socket.gethostname()}); no image is at fault, what was done before "
-        "stays, and the same command continues"
-    )
+    return f"{why} (at {where} on {socket.gethostname()}); no image is at fault, {what_next(error)}"

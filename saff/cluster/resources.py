@@ -4,7 +4,14 @@ import logging
 import os
 
 import ray
+from ray.exceptions import RayError
 
+from saff.cluster.starting import (
+    check_environment,
+    ending_at_interrupt,
+    options_here,
+    start_error,
+)
 from saff.cluster.watchdog import ending_after
 from saff.errors import SettingsError
 
@@ -20,13 +27,26 @@ def start_ray(address: str | None = None) -> None:
     Without either, start Ray on this machine.
     A cluster that merely runs, or ran, on this machine is not joined: what a killed one leaves
     behind would be waited for.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such cluster, or Ray cannot start here.
     """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or (None if os.environ.get("RAY_ADDRESS") else "local")
-    with ending_after(START_SECONDS):
-        ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+    options = {}
+    if address is None:
+        check_environment()
+    elif address == "local":
+        options = options_here()
+    with ending_after(START_SECONDS), ending_at_interrupt():
+        try:
+            ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **options)
+        except (OSError, RuntimeError, ValueError, RayError) as error:
+            raise start_error(error) from error
 
 
 def gpus_to_use(workers: int | None, gpus: int | None) -> int:

@@ -102,13 +102,14 @@ def waiting_for(there: dict[str, float], free: dict[str, float], nodes: int) -> 
     """Say what a cluster that does nothing probably waits for.
 
     >>> waiting_for({}, {}, 1)
-    'it waits for nodes, as the 1 there have no CPU for work; `ray status` says why none comes'
+    'it waits for nodes, as the 1 there have no CPU for work; `ray status` says why none comes ...'
     """
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     if not cpus:
         return (
             f"it waits for nodes, as the {nodes} there have no CPU for work; `ray status` says why "
-            "none comes"
+            'none comes (a pod of less than one CPU counts as none: num-cpus: "1" among its '
+            "rayStartParams)"
         )
     has = f"{free.get('CPU', 0.0):g} of {cpus:g} CPUs"
     if gpus:

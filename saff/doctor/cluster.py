@@ -2,9 +2,6 @@
 
 import math
 import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,67 +10,29 @@ from typing import Any, NamedTuple
 import ray
 
 from saff.cluster.ray_internals import (
-    CONNECT_CODE,
     HEAD_RESOURCE,
     KUBERAY_VARIABLES,
     autoscaler_settings,
-    split_address,
 )
 from saff.cluster.resources import pool_size, start_ray
+from saff.cluster.starting import check_address
 from saff.doctor.findings import Finding, Node, format_count, format_counts
 from saff.doctor.running import call_on_nodes
-from saff.errors import SettingsError
 
-CONNECT_TIMEOUT = 5.0  # seconds for a TCP connection
-RAY_TIMEOUT = 30.0  # seconds for a process to import Ray and to have a first request answered
+PATIENT_TIMEOUT = 30.0  # seconds for a process to import Ray and to have a request answered
 START_TIMEOUT = 900.0  # seconds for a cluster to start nodes; on AWS five minutes are usual
 
 
 def check_cluster(address: str | None) -> Iterator[Finding]:
     """Join a cluster, or start Ray on this machine as every command does."""
     if address and address != "local":
-        check_address(address)
+        check_address(address, PATIENT_TIMEOUT)
         start_ray(address)
         how = f"joined {address}"
     else:
         start_ray()
         how = "started Ray on this machine"
     yield Finding("cluster", True, f"{how}: {format_count(alive_nodes(), 'node')}")
-
-
-def check_address(address: str, seconds: float = RAY_TIMEOUT) -> None:
-    """Refuse an address where no Ray answers in time: ``ray.init`` would try for minutes.
-
-    Raises
-    ------
-    SettingsError
-        If nothing answers, or something that is not Ray, or Ray refuses this process.
-    ValueError
-        If the address is no ``HOST:PORT``.
-    """
-    if "://" in address:
-        raise SettingsError(
-            f"the address is {address}, expected HOST:PORT of the head node, as ray start --head "
-            "prints it"
-        )
-    full, host, port = split_address(address)
-    try:
-        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
-    except OSError as error:
-        raise SettingsError(
-            f"nothing answers at {address} ({error}); start Ray on it (ray start --head), and let "
-            f"this machine through to its port {port}"
-        ) from error
-    command = [sys.executable, "-c", CONNECT_CODE, full]  # a thread could not be ended
-    try:
-        connected = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        raise SettingsError(
-            f"something answers at {address}, but not as Ray within {seconds:g} s; give the port "
-            "of ray start --head, 6379 unless it says another"
-        ) from error
-    if connected.returncode:
-        raise SettingsError(f"{address} refuses: {connected.stderr.strip().splitlines()[-1]}")
 
 
 def alive_nodes() -> list[Node]:
