@@ -19,7 +19,7 @@ from botocore.exceptions import ParamValidationError
 import saff
 from saff import images, saliency, semantic
 from saff.cluster import LabelPart, describe_run, label_row, plan_stage, preview
-from saff.cluster.image_rows import guarded
+from saff.cluster.image_rows import INFERENCE, LABELING, run_on_image
 from saff.errors import SettingsError, StorageError
 from saff.labeling import label_image, load_models
 from saff.manifests import extend_manifest
@@ -229,7 +229,18 @@ def test_a_machine_at_its_end_marks_no_image(error):
         raise error
 
     with pytest.raises(type(error)):
-        guarded(work, np.zeros((8, 8, 3), np.uint8))
+        run_on_image(work, np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("doing", [LABELING, INFERENCE])
+def test_a_defect_is_recorded_under_the_work_that_met_it(doing):
+    def work(image):
+        raise IndexError("no such plane")
+
+    assert run_on_image(work, np.zeros((8, 8, 3), np.uint8), doing) == {
+        "error": f"{doing} failed: IndexError: no such plane",
+        "error_kind": f"{doing}_failed",
+    }
 
 
 def test_what_no_python_error_says_is_an_oserror(small, monkeypatch):

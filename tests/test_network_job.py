@@ -321,7 +321,7 @@ def test_an_image_that_breaks_the_network_is_a_row(trained_once, tmp_path, monke
     found = part.rows(rows)
     kinds = {r["image_id"]: r["error_kind"] for r in found}
     tall = {r["image_id"] for r in found if r["height"] and r["height"] > r["width"]}
-    assert {i for i, kind in kinds.items() if kind == "labeling_failed"} == tall
+    assert {i for i, kind in kinds.items() if kind == "inference_failed"} == tall
     assert sum(r["confidence"] is not None for r in found) == 4 - len(tall)
 
 

@@ -13,6 +13,7 @@ from saff.images import ImageError
 from saff.shards import Row
 
 ALONE = ImageReader()  # of an image that a caller names, with no others beside it
+LABELING, INFERENCE = "labeling", "inference"  # a defect's error_kind is labeling_failed, ...
 
 
 def image_row(
@@ -48,7 +49,7 @@ def image_row(
         If the storage fails, or this machine cannot do the work: not the image's fault.
     """
     row, image = open_image(manifest_row, schema, max_pixels, reader)
-    return row if image is None else row | guarded(work, image)
+    return row if image is None else row | run_on_image(work, image)
 
 
 def begin_row(manifest_row: Row, schema: pa.Schema) -> Row:
@@ -72,13 +73,23 @@ def open_image(
     return row, image
 
 
-def guarded(work: Callable[[Image], Row], image: Image) -> Row:
-    """Do the work; nothing an image holds may end a job, so a defect of ours is its error."""
+def run_on_image(work: Callable[[Image], Row], image: Image, doing: str = LABELING) -> Row:
+    """Run a stage's work on an image; no image may end a job, so a defect of ours is its error.
+
+    Parameters
+    ----------
+    work : callable
+        From the image to the columns that the stage adds.
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+    doing : str
+        What the work is, :data:`LABELING` or :data:`INFERENCE`; names the kind of its failure.
+    """
     try:
         return work(image)
     except Exception as error:
         if is_system_fault(error):
             raise
-        text = f"labeling failed: {type(error).__name__}: {error}"
+        text = f"{doing} failed: {type(error).__name__}: {error}"
         plain = text.encode("utf-8", "backslashreplace").decode()  # half surrogate pairs
-        return {"error": plain, "error_kind": "labeling_failed"}
+        return {"error": plain, "error_kind": f"{doing}_failed"}

@@ -18,7 +18,7 @@ from saff.access import ANYTHING, Access
 from saff.arrays import Image, PixelMap
 from saff.cluster.faults import is_system_fault
 from saff.cluster.image_reading import ImageReader
-from saff.cluster.image_rows import guarded, open_image
+from saff.cluster.image_rows import INFERENCE, open_image, run_on_image
 from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
 from saff.cluster.resources import ON_CPU, ON_GPU, pool_size, start_ray
@@ -94,7 +94,8 @@ class PredictPart:
             if is_system_fault(error):
                 raise
             singly = [partial(self._one, size=size) for size in sizes]
-            columns = iter([guarded(one, image) for one, image in zip(singly, good, strict=True)])
+            pairs = zip(singly, good, strict=True)
+            columns = iter([run_on_image(one, image, INFERENCE) for one, image in pairs])
         return [row if image is None else row | next(columns) for row, image in opened]
 
     def _open(self, manifest_row: Row) -> tuple[Row, Image | None]:
