@@ -36,8 +36,8 @@ from ray.cluster_utils import Cluster
 from skimage import data
 from tenacity import retry, stop_after_attempt
 
-from conftest import ACCESS_KEY, SECRET_KEY, serve_s3
 from fault_proxy import FaultProxy, Request
+from s3_server import ACCESS_KEY, SECRET_KEY, serve_s3
 from saff import config
 from saff.cluster import label_row
 from saff.images import encode_png

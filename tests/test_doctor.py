@@ -19,7 +19,6 @@ import pytest
 import ray
 import torch
 import yaml
-from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
@@ -558,11 +557,10 @@ def test_without_a_token_a_process_says_so():
 def cluster():
     """A head and another node, one CPU each, that ask for a token."""
     ray.shutdown()
-    authentication_token_setup.enable_token_auth_by_default()  # as ray.init does for a local Ray
-    authentication_token_setup.ensure_token_if_auth_enabled()
     gpus = torch.cuda.device_count()
     settings = {"num_cpus": 1, "num_gpus": gpus, "object_store_memory": 78 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    head = {"include_dashboard": False, **settings}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**settings)
     yield cluster
     ray.shutdown()
@@ -637,7 +635,6 @@ def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
     assert (finding.ok, finding.message) == (True, "2, one per CPU; 2 CPUs now")
     (finding,) = of_cluster.check_workers(cluster.address, None, 99, ScalingLimit())
     assert not finding.ok
-    ray.shutdown()
 
     with monkeypatch.context() as shell:
         shell.setenv("RAY_AUTH_MODE", "disabled")
@@ -660,8 +657,6 @@ def test_a_cluster_of_two_nodes(call, cluster, small, monkeypatch, tmp_path):
 def growing(monkeypatch, tmp_path):
     """A head without slots and Ray's autoscaler, which starts nodes here; gives the address."""
     ray.shutdown()
-    authentication_token_setup.enable_token_auth_by_default()
-    authentication_token_setup.ensure_token_if_auth_enabled()
     with socket.create_server(("0.0.0.0", 0)) as free:
         port = free.getsockname()[1]
     address = f"{ray.util.get_node_ip_address()}:{port}"
@@ -697,6 +692,7 @@ def growing(monkeypatch, tmp_path):
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
+                "include_dashboard": False,
                 "gcs_server_port": port,
                 "autoscaling_config": str(tmp_path / "cluster.json"),
                 "env_vars": {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
@@ -724,13 +720,11 @@ def test_a_cluster_that_grows(call, growing, monkeypatch, tmp_path):
     assert code == 0, out
     assert "ok    CPUs: none now; nodes start for work" in out
     assert "joined" in out.splitlines()[1]
-    ray.shutdown()
 
     code, out, _ = call("doctor", *words, "--gpus", 2)
     assert code == 1, out
     (wrong,) = (line for line in out.splitlines() if line.startswith("WRONG "))
     assert wrong.startswith("WRONG workers: 2, one per GPU; 0 GPUs now, nodes start for work, 1 at")
-    ray.shutdown()
 
     code, out, _ = call("doctor", *words, "--gpus", 1, "--start-nodes")
     lines = out.splitlines()

@@ -24,6 +24,7 @@ import torch
 
 import chaos
 import fault_proxy
+from clusters import ending, free_port, nodes, started, wait_for
 from fault_proxy import KINDS, RESETS, FaultProxy
 from saff import retries
 from saff.cluster import label_corpus
@@ -34,7 +35,6 @@ from saff.errors import SettingsError
 from saff.sources import list_images
 from saff.storage import UPLOAD_BYTES, Folder
 from saff.verification import verify
-from test_job import free_port, nodes, started, wait_for
 
 pytestmark = [pytest.mark.s3, pytest.mark.slow]
 
@@ -359,15 +359,12 @@ def test_the_whole_pipeline_in_a_storage_that_fails_is_that_on_a_disk(world, pro
             images, list_images(images), to, TINY, rounds=1, truth=images, say=lambda line: None
         )
 
-    ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
-    try:
+    with nodes(4):  # its workers know the way to that storage
         pipeline(photos, here)
         proxy.rate = 0.05
         with watching(home / "pseudo_labels") as labels, watching(home / "predictions") as masks:
             page = pipeline(source, output)
         proxy.rate = 0
-    finally:
-        ray.shutdown()
     assert page == f"{output.uri}/report/index.html"
     assert proxy.faults.total() > 10
     assert (labels.half_written, masks.half_written) == (0, 0)
@@ -410,38 +407,24 @@ def test_a_storage_that_fails_later_on_is_one_line(
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A head without work, two nodes with a CPU each, and two back ends that fail."""
-    folder = tmp_path_factory.mktemp("backends")
-    (folder / "failing.py").write_text(
-        "from saff.errors import StorageError\n"
-        "class Failing:\n"
-        "    error = None\n"
-        "    def __call__(self, image):\n"
-        "        if image.shape[0] > 32:  # no trial before the run\n"
-        "            raise self.error\n"
-        "        return image[..., 0] / 255\n"
-        "class Hungry(Failing):\n"
-        "    error = MemoryError('16 GiB for one array')\n"
-        "class Full(Failing):\n"
-        "    error = StorageError('no space left to write a draft')\n"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("PYTHONPATH", str(folder))
-        with nodes(0, 1, 1) as made:
-            yield made
+def cluster():
+    """A head without work and two nodes with a CPU each."""
+    with nodes(0, 1, 1) as made:
+        yield made
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("backend", "said"),
-    [("failing:Hungry", "16 GiB for one array"), ("failing:Full", "^no space left to write")],
+    [
+        ("failing_back_ends:NoMemory", "16 GiB for one array"),
+        ("failing_back_ends:NoSpace", "^no space left to write"),
+    ],
 )
 def test_a_machine_at_its_end_ends_the_job_and_marks_no_image(
     backend, said, cluster, world, tmp_path
 ):
-    settings = dataclasses.replace(chaos.SMALL, saliency=backend)
+    settings = dataclasses.replace(chaos.SMALL, saliency=f"failing_back_ends:{backend}")
     with pytest.raises(SettingsError, match=said) as caught:
         label(str(world.bucket / "photos"), tmp_path, settings)
     assert "Failed to apply" not in str(caught.value)  # Ray's own advice helps nobody here
@@ -599,17 +582,6 @@ def nodes_of(head):
                 (has,) = (w for w in words if w.startswith("--static_resource_list="))
                 found.append("gpu" if "GPU,1" in has else "cpu" if "CPU,1" in has else "head")
     return sorted(found, reverse=True)
-
-
-@contextlib.contextmanager
-def ending(process):
-    """Everything that a process has started is dead afterwards."""
-    try:
-        yield
-    finally:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
 
 
 # Everything at once

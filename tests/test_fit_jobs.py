@@ -1,7 +1,4 @@
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from saff.images import encode_png
 from saff.saliency.fitting import Boosting, fit_trees, make_example, targets
 
 pytest.importorskip("lightgbm")
-JOBS = Path(__file__).parent.parent / "jobs"
 
 
 def scene(seed):
@@ -67,29 +63,16 @@ def test_fitting_twice_gives_the_same_trees():
         np.testing.assert_array_equal(second[name], array)
 
 
-def run(job, *arguments):
-    return subprocess.run(
-        [sys.executable, str(JOBS / job), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_regressor_is_fitted_measured_and_used(scenes, tmp_path):
+def test_a_regressor_is_fitted_measured_and_used(call_job, one_node, scenes, tmp_path):
     (scenes / "images" / "bad.png").write_bytes(b"no image")
     model = tmp_path / "mine.safetensors"
-    done = run(
-        "fit_saliency.py",
-        *("--images", scenes / "images", "--truth", scenes / "masks", "--output", model),
-        *("--folds", 3, "--trees", 30),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "left out: bad.png: it has no mask" in done.stderr
-    measured = float(done.stdout.split("mean_pr ")[1].split(",")[0])
-    assert measured > 0.8
+    words = ("--images", scenes / "images", "--truth", scenes / "masks", "--output", model)
+    code, out, error = call_job("fit_saliency", *words, "--folds", 3, "--trees", 30)
+    assert code == 0, error
+    assert "left out: bad.png: it has no mask" in error
+    assert float(out.split("mean_pr ")[1].split(",")[0]) > 0.8
     image, mask = scene(99)
     pixels = saliency.load(f"drfi:{model}")(image)
     assert pixels[mask].mean() > pixels[~mask].mean() + 0.3
@@ -97,7 +80,7 @@ def test_a_regressor_is_fitted_measured_and_used(scenes, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_edge_network_is_fitted_measured_and_used(scenes, tmp_path):
+def test_an_edge_network_is_fitted_measured_and_used(call_job, one_node, tmp_path):
     (tmp_path / "drawn").mkdir()
     for seed in range(2):
         mask = scene(seed)[1].astype(np.int8)
@@ -113,27 +96,24 @@ def test_an_edge_network_is_fitted_measured_and_used(scenes, tmp_path):
         *("--validation-images", tmp_path / "images"),
         *("--validation-boundaries", tmp_path / "drawn"),
     )
-    done = run("fit_edges.py", *data, *measure, "--steps", 4, "--output", model)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("ODS ")
+    code, out, error = call_job("fit_edges", *data, *measure, "--steps", 4, "--output", model)
+    assert code == 0, error
+    assert out.startswith("ODS ")
     assert edges.load(f"learned:{model}")(scene(0)[0]).shape == (90, 120)
 
 
-def test_an_output_that_cannot_be_written_is_named_before_the_work(scenes, tmp_path):
+def test_an_output_that_cannot_be_written_is_named_before_the_work(call_job, scenes, tmp_path):
     words = ("--images", scenes / "images", "--output", tmp_path / "none" / "model")
-    for job, own in (("fit_edges.py", "--boundaries"), ("fit_saliency.py", "--truth")):
-        done = run(job, *words, own, scenes / "masks")
-        assert done.returncode == 2
-        assert "name a file in a folder that exists" in done.stderr
+    for job, own in (("fit_edges", "--boundaries"), ("fit_saliency", "--truth")):
+        code, _, error = call_job(job, *words, own, scenes / "masks")
+        assert code == 2
+        assert "name a file in a folder that exists" in error
 
 
-def test_an_image_without_boundaries_is_named(scenes, tmp_path):
-    done = run(
-        "fit_edges.py",
-        *("--images", scenes / "images", "--boundaries", tmp_path),
-        *("--output", tmp_path / "model"),
-    )
-    assert done.returncode == 2
-    assert "0.png has no boundaries in" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_image_without_boundaries_is_named(call_job, scenes, tmp_path):
+    words = ("--images", scenes / "images", "--boundaries", tmp_path)
+    code, _, error = call_job("fit_edges", *words, "--output", tmp_path / "model")
+    assert code == 2
+    assert "0.png has no boundaries in" in error
+    assert "Traceback" not in error
     assert not (tmp_path / "model").exists()

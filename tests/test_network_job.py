@@ -1,14 +1,11 @@
 """Training, re-inference and the pipeline on a real Ray cluster."""
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +17,8 @@ import ray
 import torch
 from skimage import data
 
+from clusters import join, nodes, started, wait_for
+from label_runs import ROOT
 from saff import config, images
 from saff.cluster import Share, map_parts
 from saff.cluster.label_refresh import refresh
@@ -39,11 +38,9 @@ from saff.sources import list_images
 from saff.storage import Folder
 from saff.trained import load_trained
 from saff.verification import verify
-from test_job import nodes
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_node")]
 
-ROOT = Path(__file__).parent.parent
 TRAINING = Training(
     crop_size=64, max_side=96, batch_size=4, steps=6, checkpoint_interval=2, warmup_steps=1
 )
@@ -63,16 +60,6 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def one_node():
-    """A local cluster of 4 CPUs."""
-    if ray.is_initialized():
-        ray.shutdown()
-    ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def labelled(finished, tmp_path_factory):
     """A labelled run of four photographs and three bad files, to be copied."""
     folder = tmp_path_factory.mktemp("labelled") / "run"
@@ -87,11 +74,12 @@ def output(labelled, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained_once(labelled, one_node, tmp_path_factory):
+def trained_once(labelled, ray_address, tmp_path_factory):
     """The run with a network, trained by one worker without interruption; not to change."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     shutil.copytree(labelled, folder)
     output = Folder.at(str(folder))
+    join(ray_address)
     train_network(output, TRAINING)
     return output
 
@@ -202,9 +190,8 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
         end = time.monotonic() + 120
         while time.monotonic() < end:
             if checkpoints.exists() and any(checkpoints.glob("step-*.pt")):
-                for process in psutil.process_iter(["name", "cmdline"]):
-                    words = " ".join(process.info["cmdline"] or [])
-                    if "RayTrainWorker" in words or "TrainWorker" in words:
+                for process in psutil.Process().parent().children():
+                    if "TrainWorker" in " ".join(process.cmdline()):
                         steps = metrics.read_text()
                         process.kill()
                         return steps
@@ -239,7 +226,7 @@ def test_what_no_repetition_mends_ends_it_with_one_line(output):
     assert (output / "network").exists("weights.pt")  # nothing is forgotten for what cannot work
 
 
-def test_workers_and_gpus_are_checked(one_node):
+def test_workers_and_gpus_are_checked():
     assert training_workers(None, None, 8) == (1, False)
     assert training_workers(3, None, 8) == (3, False)
     assert training_workers(2, 0, 8) == (2, False)
@@ -342,9 +329,10 @@ def pipeline(corpus, output, **options):
 
 
 @pytest.fixture(scope="module")
-def two_rounds(corpus, one_node, tmp_path_factory):
+def two_rounds(corpus, ray_address, tmp_path_factory):
     """The output of a whole pipeline on one node, its report, and what was said."""
     output = Folder.at(str(tmp_path_factory.mktemp("two rounds") / "run"))
+    join(ray_address)
     return output, *pipeline(corpus, output, rounds=2, scale=Scale(workers=1))
 
 
@@ -408,7 +396,7 @@ def test_new_photographs_are_labelled_and_inferred_and_networks_stay(corpus, two
     assert begun_rounds(output) == ["rounds/0"]
 
 
-def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, tmp_path):
+def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, tmp_path):
     for row in predictions_of(trained_once, "pseudo_labels").values():
         if row["confidence"]:
             mask = images.decode_png(row["confidence"]) > 99
@@ -426,7 +414,6 @@ def test_evaluation_on_a_cluster_is_that_of_one_process(trained_once, one_node, 
 def test_three_nodes_and_a_bucket_give_the_pipeline_of_one_and_a_disk(
     corpus, two_rounds, s3_user, s3_other
 ):
-    ray.shutdown()  # no test after this one uses that cluster
     s3_other.mkdir("three-nodes")
     s3_other.put(f"{corpus}/", "three-nodes/photos/", recursive=True)
     output = Folder.at("s3://three-nodes/run")
@@ -450,35 +437,22 @@ def is_first_round_of(output, whole):
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_pipeline_continues_where_it_was(corpus, two_rounds, tmp_path):
+def test_a_killed_pipeline_continues_where_it_was(corpus, two_rounds, ray_address, tmp_path):
     """The driver is killed in the middle of training; the same command gives the same network."""
-    ray.shutdown()  # the job starts its own, and cores are few
-    settings, output = tmp_path / "settings.json", tmp_path / "killed"
+    settings, output, log = tmp_path / "settings.json", tmp_path / "killed", tmp_path / "log"
     settings.write_text(config_of().to_json())
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), "--images", str(corpus)]
-    command += ["--output", str(output), "--config", str(settings), "--rounds", "1"]
-
-    def start():
-        with open(tmp_path / "log", "ab") as log:
-            return subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    process = start()
+    command += ["--output", str(output), "--config", str(settings), "--rounds", "1", "--gpus", "0"]
+    environment = os.environ | {"RAY_ADDRESS": ray_address}
     checkpoints = output / "network" / "checkpoints"
-    end = time.monotonic() + 400
-    while not list(checkpoints.glob("step-*.pt")):
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < end, (tmp_path / "log").read_text()
-        time.sleep(0.05)
-    steps = (output / "network" / "metrics.csv").read_text()
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with open(log, "ab") as stream, started(command, environment, stream) as process:
+        wait_for(lambda: list(checkpoints.glob("step-*.pt")), process, 400)
+        steps = (output / "network" / "metrics.csv").read_text()
+        process.kill()
+        process.wait()
     assert not (output / "network" / "weights.pt").exists()
-    assert start().wait(200) == 0, (tmp_path / "log").read_text()
+    with open(log, "ab") as stream, started(command, environment, stream) as process:
+        assert process.wait(200) == 0, log.read_text()
     assert len(steps.splitlines()) > 2
     assert (output / "network" / "metrics.csv").read_text().startswith(steps)  # not done again
     is_first_round_of(Folder.at(str(output)), two_rounds[0])
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -3,19 +3,19 @@
 import dataclasses
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from clusters import nodes
+from label_runs import SMALL, run, stored
 from saff.cluster.training import train_network
 from saff.cluster.watchdog import StalledError
 from saff.config import Training
 from saff.shards import read_rows
 from saff.storage import Folder
-from test_job import JOB, SETTINGS, SMALL, nodes, run, stored
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,49 +28,9 @@ GIB = 2**30
 # Images and memory
 
 
-@pytest.fixture(scope="module")
-def back_ends(tmp_path_factory):
-    """A folder with saliency back ends that end their process; workers find it."""
-    folder = tmp_path_factory.mktemp("backends")
-    (folder / "poisonous.py").write_text(
-        "import os, signal, time\n"
-        "import numpy as np\n"
-        "from saff import saliency\n"
-        "class Poisoned:\n"
-        "    def __init__(self):\n"
-        "        self.alive = saliency.load('drfi')\n"
-        "    def __call__(self, image):\n"
-        "        if image.shape[0] == 127:  # the size of one of the photographs\n"
-        "            self.end()\n"
-        "        return self.alive(image)\n"
-        "    def end(self):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "class Hungry(Poisoned):\n"
-        "    def end(self):\n"
-        "        path = os.environ['SAFF_TEST_HUNGER']\n"
-        "        try:\n"
-        "            os.close(os.open(path, os.O_CREAT | os.O_EXCL))\n"
-        "        except FileExistsError:\n"
-        "            return\n"
-        "        kept = []\n"
-        "        for _ in range(40):  # 5 GiB, slower than a monitor looks\n"
-        "            kept.append(np.ones(2**24))\n"
-        "            time.sleep(0.05)\n"
-        "        time.sleep(60)\n"
-        "        open(path + '.survived', 'w').close()\n"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        patch.setenv("PYTHONPATH", str(folder))
-        yield folder
-
-
-def test_an_image_that_always_kills_its_worker_is_a_row(
-    crops, crop_rows, back_ends, tmp_path, monkeypatch
-):
-    settings = dataclasses.replace(SMALL, saliency="poisonous:Poisoned")
-    with nodes(0, 2):
-        done = run(crops, tmp_path, settings)
+def test_an_image_that_always_kills_its_worker_is_a_row(crops, crop_rows, one_node, tmp_path):
+    settings = dataclasses.replace(SMALL, saliency="failing_back_ends:KillsAlways")
+    done = run(crops, tmp_path, settings)
     assert (done.images, done.done, done.failed, done.left) == (26, 26, 3, 0)
     rows = stored(tmp_path)
     (killed,) = (i for i, row in rows.items() if row["error_kind"] == "process_killed")
@@ -82,7 +42,7 @@ def test_an_image_that_always_kills_its_worker_is_a_row(
 
 @pytest.mark.faults
 def test_a_worker_that_takes_all_memory_is_ended_and_the_image_done(
-    crops, crop_rows, back_ends, tmp_path, monkeypatch
+    crops, crop_rows, marks, tmp_path, monkeypatch
 ):
     memory = psutil.virtual_memory()
     if memory.available < 8 * GIB:
@@ -91,33 +51,26 @@ def test_a_worker_that_takes_all_memory_is_ended_and_the_image_done(
     # Ray's monitor ends a worker where 3 GiB more are used than now
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{used + 3 * GIB / memory.total:.4f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
-    monkeypatch.setenv("SAFF_TEST_HUNGER", str(tmp_path / "hunger"))
+    settings = dataclasses.replace(SMALL, saliency="failing_back_ends:TakesMemory")
     with nodes(0, 2):
-        run(crops, tmp_path / "out", dataclasses.replace(SMALL, saliency="poisonous:Hungry"))
-    assert (tmp_path / "hunger").exists()
-    assert not (tmp_path / "hunger.survived").exists()
+        run(crops, tmp_path / "out", settings)
+    assert (marks / "hunger").exists()
+    assert not (marks / "hunger.survived").exists()
     assert stored(tmp_path / "out") == crop_rows
 
 
 # Stalls
 
 
-def test_a_job_on_a_cluster_without_cpus_says_what_it_waits_for(crops, tmp_path):
-    settings = tmp_path / "small.json"
-    settings.write_text(SETTINGS)
-    command = [*JOB, "--images", str(crops), "--output", str(tmp_path / "out")]
-    command += ["--config", str(settings), "--patience", "0.1"]
-    with nodes(0) as cluster:
-        done = subprocess.run(
-            command,
-            env=os.environ | {"RAY_ADDRESS": cluster.address},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
+def test_a_job_on_a_cluster_without_cpus_says_what_it_waits_for(
+    call, crops, settings_file, tmp_path
+):
+    words = ("--output", tmp_path / "out", "--config", settings_file, "--patience", 0.1)
+    with nodes(0):
+        code, _, error = call("label", crops, *words)
+    assert code == 2
+    assert "Traceback" not in error
+    last = error.splitlines()[-1]
     assert last.startswith("saff: nothing was done for 6 s: it waits for nodes, as the 1 there")
 
 

@@ -24,6 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 # Importing it registers it with Arrow, as in every worker.
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
+from s3_server import ACCESS_KEY, SECRET_KEY
 from saff import cli
 from saff.addresses import locate
 from saff.cluster import LabelPart, label_row
@@ -46,7 +47,6 @@ from saff.trained import load_trained
 from saff.training import from_bytes
 from saff.truth import read_truth
 from saff.verification.parts import VerifyPart
-from tests.conftest import ACCESS_KEY, SECRET_KEY
 
 HOME = Path(__file__).parents[1]
 SECRET = "wJalrXUtnFEMI/K7MDENG"

@@ -4,7 +4,6 @@ import io
 import cv2
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from saff import config
@@ -79,7 +78,7 @@ def test_the_methods_are_those_of_the_paper():
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_tables_and_figures_are_written(tree, tmp_path, monkeypatch):
+def test_tables_and_figures_are_written(tree, one_node, tmp_path, monkeypatch):
     def small(key):
         method = methods()[key]
         settings = dataclasses.replace(method.config, encoder_side=64, superpixel_count=60)
@@ -87,17 +86,13 @@ def test_tables_and_figures_are_written(tree, tmp_path, monkeypatch):
 
     few = {"saliency": small("saliency")}
     monkeypatch.setattr(tables, "methods", lambda: few)
-    ray.init("local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
-    try:
-        how = dataclasses.replace(
-            config.default(),
-            training=Training(crop_size=64, max_side=96, batch_size=3, steps=2),
-            inference=Inference(input_sides=(64,)),
-        )
-        said = []
-        page = make_tables(tree, Folder.at(str(tmp_path / "out")), how, say=said.append)
-    finally:
-        ray.shutdown()
+    how = dataclasses.replace(
+        config.default(),
+        training=Training(crop_size=64, max_side=96, batch_size=3, steps=2),
+        inference=Inference(input_sides=(64,)),
+    )
+    said = []
+    page = make_tables(tree, Folder.at(str(tmp_path / "out")), how, say=said.append)
     assert len(said) == 3
     text = (tmp_path / "out" / "tables.md").read_text()
     assert page == str(tmp_path / "out" / "tables.md")

@@ -13,7 +13,6 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from saff.cluster import map_parts
 from saff.cluster.labels import encode_label
@@ -701,14 +700,10 @@ def test_an_output_in_a_bucket(bucket, s3_user, s3_other, corpus, finished, labe
 
 
 @pytest.mark.ray
-def test_a_cluster_finds_the_same(run_copy):
+def test_a_cluster_finds_the_same(run_copy, one_node):
     change(run_copy, sha256="x")
     rewrite(run_copy, shard(run_copy, SECOND)[::-1], SECOND)
-    ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR")
-    try:
-        assert verify(run_copy, map_parts=map_parts).lines == verify(run_copy).lines
-    finally:
-        ray.shutdown()
+    assert verify(run_copy, map_parts=map_parts).lines == verify(run_copy).lines
 
 
 def test_a_flipped_bit_is_found_wherever_it_is_and_the_part_is_named(run_copy):
