@@ -38,7 +38,7 @@ class Access:
     largest : int
         Bytes of a file.
     seconds : float
-        Of one download.
+        Time limit of one download.
     """
 
     schemes: frozenset[str] | None = None

@@ -69,7 +69,7 @@ def locate(uri: str, *, signed: bool = False) -> tuple[Any, str]:
 def split_uri(uri: str, signed: bool) -> tuple[str, str]:
     """Protocol of a URI in small letters, ``file`` for a path, and what follows.
 
-    Of a ``file:`` URI, what follows is the path that it stands for.
+    What follows in a ``file:`` URI is the path that it stands for.
 
     >>> split_uri("S3://bucket/key", signed=False)
     ('s3', 'bucket/key')

@@ -64,7 +64,7 @@ def open_hub(name: str, url: str, setting: str) -> WeightsFile:
     Parameters
     ----------
     name : str
-        Of the network, for messages.
+        Name of the network, for messages.
     url : str
         Where they are published; the file's name ends in the first characters of its SHA-256.
     setting : str

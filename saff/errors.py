@@ -65,7 +65,7 @@ class StalledError(SaffError):
 
 
 class AddressError(OSError):
-    """What became of reading one address.
+    """An address that could not be read.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class BusyError(AddressError):
 
 
 class SlowError(BusyError):
-    """A store that sends too slowly: asking again takes as much time again."""
+    """A store that sends too slowly: another try would take as long."""
 
 
 def printable(text: str) -> str:

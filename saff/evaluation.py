@@ -58,7 +58,7 @@ class Named(NamedTuple):
 
 @dataclass(slots=True)
 class LeftOut:
-    """How many were left out, and the first few of them whatever the order of counting."""
+    """Number of things left out, and the first few of them whatever the order of counting."""
 
     count: int = 0
     first: list[Named] = field(default_factory=list)
@@ -80,9 +80,9 @@ class EvaluatePart:
     Attributes
     ----------
     shards : Folder
-        Of the stage.
+        Folder of the stage.
     masks : Folder
-        Of the true masks.
+        Folder of the true masks.
     truth_format : str
         See :mod:`saff.truth`.
     normalise : bool
@@ -249,7 +249,7 @@ def evaluate(
 
 
 def describe_left_out(summary: Row) -> list[str]:
-    """Say in lines what a summary has left out, and why; nothing where it is all there."""
+    """Say in lines what a summary has left out, and why; no line if it is complete."""
     found = {reason: summary["left_out"][reason] for reason in (*REASONS, "masks_without_image")}
     return [_line(reason, f["count"], f["first"]) for reason, f in found.items() if f["count"]]
 

@@ -56,7 +56,7 @@ class LabeledImage:
     weights : float64 array of shape (4,)
         One per column of ``features``.
     bias : float
-        Of the score.
+        Bias of the score.
     scores : float64 array of shape (R,)
         Confidence of each superpixel, in [0, 1].  With ``paper()`` it is
         ``clip(features @ weights + bias, 0, 1)``; with ``spread_steps`` that, spread and
@@ -227,7 +227,7 @@ def encode_semantics(
 
 
 def refuse_missing(maps: semantic.SemanticMaps, config: Config) -> None:
-    """Refuse settings that ask for what the encoder does not give."""
+    """Refuse settings that need what the encoder does not give."""
     used = {config.semantic_unary, config.semantic_affinity}
     gives = {
         "class scores": (len(maps.scores) > 0, {"max_class", "classes"}),
@@ -245,7 +245,7 @@ def refuse_missing(maps: semantic.SemanticMaps, config: Config) -> None:
 
 
 class Pooling:
-    """Averages coarse maps over the superpixels of an image, one set of weights a grid size.
+    """Averages coarse maps over the superpixels of an image, one set of weights per grid size.
 
     Parameters
     ----------

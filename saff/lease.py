@@ -36,7 +36,7 @@ class Owner:
     Attributes
     ----------
     id : str
-        Of this lease alone.
+        Identifier of this lease alone.
     host, process : str, int
         Machine and number of the driver's process.
     machine : str

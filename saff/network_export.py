@@ -181,7 +181,7 @@ def trace(portable: Portable, multiple: int) -> ExportedProgram:
     portable : Portable
         Network.
     multiple : int
-        Of which sides are multiples.
+        Number of which the sides are multiples.
 
     Returns
     -------
@@ -257,7 +257,7 @@ def compare(portable: Portable, run: Run, multiple: int) -> float:
     run : callable
         The converted model: float32 (N, 3, H, W) to (N, H, W).
     multiple : int
-        Of which sides are multiples.
+        Number of which the sides are multiples.
 
     Returns
     -------

@@ -90,7 +90,7 @@ def forget(stage: Folder) -> None:
 
 
 def stage_digest(output: Folder, stage: str) -> str:
-    """What sums up the results of a stage: pseudo labels are the run's, others have their own."""
+    """Digest of the results of a stage: pseudo labels have that of the run, others their own."""
     run = _load_run(output if stage == Stage.PSEUDO_LABELS else output / stage) or {}
     return str(run.get("digest", ""))
 

@@ -416,7 +416,7 @@ class Loader:
     training : Training
         Settings.
     cache : Cache
-        Of decoded images.
+        Cache of decoded images.
     rank, workers : int
         Which worker's share of the batch.
     """

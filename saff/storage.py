@@ -227,7 +227,7 @@ class Folder:
     def create(self, name: str, data: bytes) -> None:
         """Write a whole file that nobody else has written; the same content is no conflict.
 
-        Of object stores, those that know ``If-None-Match`` exclude that two write at once.
+        Object stores that know ``If-None-Match`` exclude that two write at once.
 
         Raises
         ------

@@ -210,7 +210,7 @@ class Trained(NamedTuple):
     run: Row
     """What decided it, as its run.json says."""
     sha256: str
-    """Of the weights file."""
+    """SHA-256 of the weights file."""
 
 
 def load_trained(run: Folder | None, allow_code: Collection[str] = ()) -> Trained:

@@ -55,7 +55,7 @@ CLASSES = 20
 VOID = 255
 NOISE = 20 / 255  # of the full range: how far levels of one area may lie apart at 8 and 16 bit
 EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff")
-"""Of the files that are read as masks, in lower case."""
+"""Extensions of the files that are read as masks, in lower case."""
 
 
 class Truth(NamedTuple):

@@ -139,13 +139,17 @@ def test_trees_are_walked():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("left", np.int16([[0, 1, 2], [1, 1, 2]]), "lead nowhere"),  # the root leads to itself
-        ("right", np.int16([[3, 1, 2], [2, 1, 2]]), "lead nowhere"),
-        ("feature", np.int16([[2, 0, 0], [1, 0, 0]]), "lead nowhere"),
-        ("value", np.float32([[0, 0, np.nan], [0, 10, 20]]), "lead nowhere"),
+        (
+            "left",
+            np.int16([[0, 1, 2], [1, 1, 2]]),
+            "branches lead to no leaf",
+        ),  # the root leads to itself
+        ("right", np.int16([[3, 1, 2], [2, 1, 2]]), "branches lead to no leaf"),
+        ("feature", np.int16([[2, 0, 0], [1, 0, 0]]), "branches lead to no leaf"),
+        ("value", np.float32([[0, 0, np.nan], [0, 10, 20]]), "branches lead to no leaf"),
         ("threshold", np.int16([[0, 0, 0], [0, 0, 0]]), "does not hold trees"),
         ("right", np.int16([[2, 1], [2, 1]]), "does not hold trees"),
-        ("value", np.float64([[0, 0, 1e300], [0, 10, 20]]), "lead nowhere"),
+        ("value", np.float64([[0, 0, 1e300], [0, 10, 20]]), "branches lead to no leaf"),
     ],
 )
 def test_trees_that_cannot_be_walked_are_refused(name, value, message):

@@ -189,7 +189,7 @@ def test_a_row_that_was_removed(run_copy):
 def test_a_row_that_was_doubled(run_copy):
     first, second = shard(run_copy)
     rewrite(run_copy, [first, second, first])
-    assert told(run_copy) == [f"pseudo_labels/{FIRST}: {ID!r} is there twice"]
+    assert told(run_copy) == [f"pseudo_labels/{FIRST}: {ID!r} occurs twice"]
     assert verify(run_copy).outputs[0].stages["pseudo_labels"].done == 4
 
 
@@ -199,7 +199,7 @@ def test_a_row_that_was_moved_to_another_shard(run_copy):
     rewrite(run_copy, [*shard(run_copy, SECOND), first], SECOND)
     assert told(run_copy) == [
         f"pseudo_labels/{FIRST}: {ID!r} is missing",
-        f"pseudo_labels/{SECOND}: {ID!r} is there and not in its manifest",
+        f"pseudo_labels/{SECOND}: {ID!r} is not in its part of the manifest",
     ]
 
 
@@ -516,7 +516,7 @@ def test_names_cannot_steer_a_terminal(run_copy):
     first, *others = shard(run_copy)
     rewrite(run_copy, [first | {"image_id": name}, *others])
     lines = told(run_copy)
-    assert f"pseudo_labels/{FIRST}: {name!r} is there and not in its manifest" in lines
+    assert f"pseudo_labels/{FIRST}: {name!r} is not in its part of the manifest" in lines
     assert all(line.isprintable() for line in lines)
     assert shown("ü \x07\n") == r"ü \x07\n"
 

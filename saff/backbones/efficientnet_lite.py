@@ -191,7 +191,7 @@ class Trunk(Stages):
     Attributes
     ----------
     channels : list of int
-        Of each level.
+        Channels of each level.
     """
 
     def __init__(self, network: EfficientNetLite, first_level: int) -> None:
@@ -238,7 +238,7 @@ def load(name: str, weights: str | None = None) -> tuple[EfficientNetLite, str]:
     network : EfficientNetLite
         In training mode.
     sha256 : str
-        Of the weights file.
+        SHA-256 of the weights file.
 
     Raises
     ------

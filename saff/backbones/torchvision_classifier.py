@@ -27,9 +27,9 @@ class Classifier(NamedTuple):
     head : torch.nn.Linear
         Mean of the last level to class scores.
     mean, std : tuple of float
-        Of RGB 0..255: the input is ``(image - mean) / std``.
+        Statistics of RGB in 0..255: the input is ``(image - mean) / std``.
     sha256 : str
-        Of the weights file.
+        SHA-256 of the weights file.
     """
 
     trunk: "Trunk"

@@ -47,12 +47,12 @@ class CatchFaults:
 
 
 class CatchFaultsActor:
-    """The same for a task that has to be made: its first part reports what goes wrong then.
+    """CatchFaults for a class of task: a fault while it is made is in the result of its first part.
 
     Parameters
     ----------
     make : class
-        Of the task.
+        Class of the task.
     *arguments
         To make it.
     """
@@ -84,7 +84,7 @@ def raise_fault(result: dict[str, Any]) -> None:
     Raises
     ------
     SaffError
-        Of the kind that the task met; a StorageError for what its machine could not do.
+        The kind of error that the task met; a StorageError for what its machine could not do.
     """
     fault, kind = result.pop("fault"), result.pop("fault_kind", "")
     if fault:

@@ -36,7 +36,7 @@ class Fitted(NamedTuple):
     Attributes
     ----------
     data : bytes
-        Of the model file.
+        Bytes of the model file.
     summary : dict
         As in metrics.json: cross-validated.
     left_out : list of str

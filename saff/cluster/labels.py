@@ -198,7 +198,7 @@ def label_corpus(
     SettingsError
         If the output belongs to another run or a setting cannot work, and nothing was started.
     StalledError
-        If nothing was done for too long.
+        If there is no progress for too long.
     """
     images = Source(name=source, rows=rows, access=access)
     job = labelling_job(images, output, config, share=share, patience=patience, take_over=take_over)

@@ -33,7 +33,7 @@ class PartWriter:
     name : str
         ``"pseudo_labels"`` or ``"predictions"``, perhaps of a round.
     schema : pyarrow.Schema
-        Of its shards.
+        Columns of its parts.
     """
 
     output: Folder
@@ -42,7 +42,7 @@ class PartWriter:
 
     @property
     def folder(self) -> Folder:
-        """Where its shards are."""
+        """Folder of its parts."""
         return self.output / self.name
 
     def do_part(

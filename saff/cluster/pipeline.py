@@ -127,7 +127,7 @@ def run_pipeline(
     Returns
     -------
     uri : str
-        Of the report.
+        Address of the report.
 
     Raises
     ------
@@ -230,7 +230,7 @@ class ComparePart:
     Attributes
     ----------
     one, other : Folder
-        Of shards.
+        Folders of parts.
     """
 
     one: Folder

@@ -36,7 +36,7 @@ class Note:
     Attributes
     ----------
     folder : Folder
-        Of the notes.
+        Folder of the notes.
     part : str
         Name of the part.
     job : str
@@ -74,7 +74,7 @@ def begin(stage: Folder, part: str, job: str) -> Note:
     Parameters
     ----------
     stage : Folder
-        Of the shards.
+        Folder of the parts.
     part : str
         Name of the part.
     job : str
@@ -97,7 +97,7 @@ def begin(stage: Folder, part: str, job: str) -> Note:
 
 
 def _deaths(left: bytes, job: str) -> dict[str, int]:
-    """Count the deaths that a note tells of, the last one if it was in the same job."""
+    """Count the deaths that a note records, the last one if it was in the same job."""
     try:
         content = json.loads(left)
         deaths = {str(i): int(died) for i, died in content["deaths"].items()}

@@ -32,13 +32,13 @@ class EdgeFitting:
     scale: tuple[float, float] = (0.7, 1.5)
     """Each sample is scaled by a factor between these (log-uniform)."""
     head_learning_rate: float = 2e-3
-    """Of the layers that start from random numbers."""
+    """Learning rate of the layers that start from random numbers."""
     trunk_learning_rate: float = 3e-4
     weight_decay: float = 1e-2
     warmup_steps: int = 30
-    """Steps in which the learning rates rise to their place."""
+    """Steps in which the learning rates rise from 0 to their values."""
     ema_decay: float = 0.99
-    """Of the running average of the weights, which becomes the result."""
+    """Decay of the running average of the weights, which becomes the result."""
     agreed: float = 0.3
     """Share of the annotators above which a pixel is an edge; between it and none, ignored."""
     seed: int = 0

@@ -42,7 +42,7 @@ def deeplab_v2(
     weights : str, optional
         File or URI of the trunk's weights instead: a state dict with torchvision's names.
     seed : int
-        Of the random numbers; the caller's generator stays as it was.
+        Seed of the random numbers; the caller's generator stays as it was.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Dropout that depends on the sample, not on where in which batch on which worker it is."""
+"""Dropout that depends on the sample, not on its batch, its place in it or its worker."""
 
 import hashlib
 from collections.abc import Sequence

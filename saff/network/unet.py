@@ -27,7 +27,7 @@ class UHead(nn.Module):
     Parameters
     ----------
     channels : sequence of int
-        Of the six levels, finest first.
+        Channels of the six levels, finest first.
     classes : int
         Scores of a cell.
     """

@@ -32,11 +32,11 @@ class Regions(NamedTuple):
     Attributes
     ----------
     superpixels : int32 array of shape (h, w)
-        Of the shrunk image, labels 0 .. R-1.
+        Superpixels of the shrunk image, labels 0 .. R-1.
     hierarchy : Hierarchy
         Which regions each superpixel belongs to.
     features : float32 array of shape (M, 93)
-        Of each region.
+        Features of each region.
     """
 
     superpixels: LabelMap

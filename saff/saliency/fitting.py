@@ -29,9 +29,9 @@ class Boosting:
     smallest_leaf: int = 100
     """Regions."""
     feature_share: float = 0.4
-    """Of the features, drawn for each tree."""
+    """Share of the features that each tree sees, drawn at random."""
     region_share: float = 0.5
-    """Of the regions, drawn for each tree."""
+    """Share of the regions that each tree sees, drawn at random."""
     sure: float = 0.8
     """Share of a region's pixels that must be on one side; mixed regions teach nothing."""
     seed: int = 0
@@ -43,13 +43,13 @@ class Example(NamedTuple):
     Attributes
     ----------
     superpixels : int32 array of shape (h, w)
-        Of the shrunk image.
+        Superpixels of the shrunk image.
     hierarchy : Hierarchy
         Regions of all levels.
     features : float32 array of shape (M, 93)
-        Of each region.
+        Features of each region.
     share : float64 array of shape (R,)
-        Of each superpixel's valid pixels, the share that is foreground; NaN if none is valid.
+        Share of foreground among each superpixel's valid pixels; NaN if none is valid.
     area : float64 array of shape (R,)
         Valid pixels of each superpixel.
     """

@@ -27,7 +27,7 @@ class Trees:
     left, right : int arrays of shape (T, N)
         Nodes of the same tree; the root is 0.
     value : float32 array of shape (T, N)
-        Of a leaf; 0 elsewhere.
+        Value of a leaf; 0 elsewhere.
     depth : int
         Steps from the root to the deepest leaf.
     """
@@ -82,7 +82,7 @@ def from_arrays(arrays: Arrays, columns: int, source: str) -> Trees:
     here = np.arange(shape[1])
     leaf = (left == here) & (right == here)
     if not inside or not finite or not (leaf | ((left > here) & (right > here))).all():
-        raise WeightsError(f"{source} holds trees that lead nowhere: damaged")
+        raise WeightsError(f"{source} holds trees whose branches lead to no leaf: it is damaged")
     # Children come after their node, so walks end; the longest of them:
     depth = np.zeros(shape, dtype=np.int64)
     tree = np.arange(shape[0])

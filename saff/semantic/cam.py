@@ -31,7 +31,7 @@ class CamEncoder:
     head : torch.nn.Linear
         The classifier.
     mean, std : sequence of float
-        Of the input, in units of 0..255; one value or one per channel.
+        Statistics of the input, in units of 0..255; one value or one per channel.
     side : int
         Longer side of the encoder's input in pixels; the shorter keeps the aspect ratio.
     multiple : int

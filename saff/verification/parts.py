@@ -119,7 +119,8 @@ def order_faults(found: list[str], wanted: list[str]) -> Iterator[str]:
     for image_id in want - have:
         yield f"{image_id!r} is missing"
     for image_id in have - want:
-        yield f"{image_id!r} is there {'twice' if image_id in want else 'and not in its manifest'}"
+        fault = "occurs twice" if image_id in want else "is not in its part of the manifest"
+        yield f"{image_id!r} {fault}"
     if have == want and found != wanted:
         number = next(
             n for n, pair in enumerate(zip(found, wanted, strict=True)) if len({*pair}) > 1
