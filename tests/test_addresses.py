@@ -88,7 +88,7 @@ def test_a_home_folder_that_the_shell_left_is_put_in(tmp_path, monkeypatch):
 def test_a_home_folder_that_is_not_there_is_named(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # no entry, as in a container
-    assert "there is none; set HOME" in refusal(expand_home, "~/runs")
+    assert "no home folder is known; set HOME" in refusal(expand_home, "~/runs")
 
 
 # Schemes

@@ -49,6 +49,9 @@ class ThreeClasses(Small):
         self.head = torch.nn.Conv2d(3, 3, 4, stride=4)
 
 
+OWN = ("test_network_export",)  # whose networks these are
+
+
 def trained_run(path, network, state):
     """A run as training leaves it, by a network that has learnt nothing."""
     folder = NetworkFolder(Folder.at(str(path)) / "network")
@@ -84,7 +87,7 @@ def call(call):
     """Call ``saff export-network``: exit code, standard error."""
 
     def command(*words):
-        code, _, err = call("export-network", *words)
+        code, _, err = call("export-network", *words, "--allow-code", "test_network_export")
         return code, err
 
     return command
@@ -171,7 +174,7 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
 def test_a_network_of_ones_own_is_one_file_that_says_what_it_is(small, tmp_path):
     folder = tmp_path / "files"
     folder.mkdir()
-    done = export_network(small, folder / "a.b.onnx")
+    done = export_network(small, folder / "a.b.onnx", OWN)
     assert done.model == folder / "a.b.onnx"
     assert done.description == folder / "a.b.json"
     assert sorted(folder.iterdir()) == [done.description, done.model]  # weights are inside
@@ -212,7 +215,7 @@ def test_the_network_that_is_converted_stays_as_it_was():
 @pytest.mark.parametrize("name", ["resnet101", "vgg16"])
 def test_the_large_networks_too(name, tmp_path):
     run = trained_run(tmp_path / "run", name, deeplab_v2(name).state_dict())
-    done = export_network(run, tmp_path / "model.onnx")
+    done = export_network(run, tmp_path / "model.onnx", OWN)
     assert done.difference < network_export.TOLERANCE
     program = network_export.trace(Portable(load_trained(run).network), 8)
     ask = network_export._torch_runner(program.module())
@@ -303,7 +306,7 @@ def test_a_model_that_answers_otherwise_is_not_written(small, tmp_path, monkeypa
     with pytest.raises(
         ConversionError, match=r"differs from the network by .* less than 1e-04; noth"
     ):
-        export_network(small, to)
+        export_network(small, to, OWN)
     assert to.read_bytes() == b"earlier"
     assert {p.name for p in tmp_path.iterdir()} == {to.name, "run"}  # no draft, no JSON
 
@@ -333,7 +336,7 @@ def test_a_wrong_shape_and_nan_are_no_agreement(answer, message):
 )
 def test_a_network_that_cannot_be_converted(small, tmp_path, message):
     with pytest.raises(ConversionError, match=message) as caught:
-        export_network(small, tmp_path / "model.pt2")
+        export_network(small, tmp_path / "model.pt2", OWN)
     assert "\n" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -16,6 +17,7 @@ from saff.backends import modules_of, refuse_code
 from saff.cluster.predictions import PredictPart
 from saff.doctor.nodes import try_models
 from saff.errors import SettingsError, WeightsError
+from saff.images import decode, encode_png
 from saff.network_export import export_network
 from saff.samples import open_corpus
 from saff.storage import Folder
@@ -108,7 +110,7 @@ OPEN_IT = [  # and the exit code: 2 for those that would need the network, 0 or 
     (["report", "RUN"], {0}),
     (["verify", "RUN"], {0, 1}),
     (["verify", "RUN", "RUN", "--images"], {0, 1}),
-    (["evaluate", "RUN", "--truth", "TRUTH"], {0}),
+    (["evaluate", "RUN", "--truth", "TRUTH", "--partial"], {0}),
     (["manifest", "PHOTOS", "--output", "RUN"], {0}),
     (["segment", "PHOTO", "-o", "TO", "--network", "RUN"], {2}),
     (["reinfer", "--output", "RUN"], {2}),
@@ -122,7 +124,10 @@ def words_for(corpus, tmp_path):
     """Put places into the words of a command."""
     truth = tmp_path / "truth"
     truth.mkdir()
-    shutil.copy(corpus / "chelsea ü.png", truth / "chelsea ü.png")
+    image = decode((corpus / "chelsea ü.png").read_bytes())
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[20:90, 40:150] = 255
+    (truth / "chelsea ü.png").write_bytes(encode_png(mask))
 
     def fill(words, run):
         places = {

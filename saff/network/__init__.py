@@ -109,11 +109,11 @@ def load(
         If there is no such network, or it lacks an attribute; its subclass WeightsError if weights
         cannot be had.
     """
-    if ":" in name and weights is not None:
+    if ":" in name and weights not in (None, SHIPPED):
         raise SettingsError(
             f"network {name!r} finds its own weights; set training.network_weights to null"
         )
-    if weights == SHIPPED:
+    if weights == SHIPPED and ":" not in name:
         from saff.network.shipped import start_from_shipped
 
         return cast(Network, channels_last(start_from_shipped(name)))
