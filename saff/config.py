@@ -196,9 +196,9 @@ class Training:
 class Inference:
     """How a trained network predicts."""
 
-    input_sides: Sides = (384, 512)
+    input_sides: Sides = (320, 448)
     """Longer sides of the network's input in pixels; the predictions are averaged."""
-    horizontal_flip: Flag = False
+    horizontal_flip: Flag = True
     """Average with the prediction for the image flipped from left to right."""
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
@@ -353,7 +353,9 @@ def paper() -> Config:
             ema_decay=0.0,
             checkpoint_interval=1000,
         ),
-        inference=Inference(input_sides=(384, 512, 640), refinement="none"),
+        inference=Inference(
+            input_sides=(384, 512, 640), horizontal_flip=False, refinement="none"
+        ),
     )
 
 
