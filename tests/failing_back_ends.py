@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from saff import saliency
+from saff import config, saliency
 from saff.errors import StorageError
 
 HEIGHT = 127  # of one of the photographs in the fixture ``crops``
@@ -20,7 +20,7 @@ class KillsAlways:
     """Ends its process at one of the photographs."""
 
     def __init__(self):
-        self.alive = saliency.load("drfi")
+        self.alive = saliency.load(config.default().saliency)
 
     def __call__(self, image):
         if image.shape[0] == HEIGHT:
