@@ -7,7 +7,7 @@ holds, so resuming is a comparison of two listings, and no image is ever there t
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count, islice, takewhile
 
 import pyarrow as pa
 
@@ -86,7 +86,7 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> Intake:
         If an id comes twice, or another job takes images in at the same time.
     """
     folder = layout.manifest(output)
-    names = folder.names(PART_SUFFIX)
+    names = manifest_parts(output)
     ids = known_ids(output)
     fresh = new_rows(output, rows, ids)
     buffer = list(islice(fresh, LOOK_AHEAD))
@@ -119,10 +119,24 @@ def _table_bytes(rows: list[Row]) -> bytes:
     return data
 
 
+def manifest_parts(output: Folder) -> list[str]:
+    """List the parts of an output's manifest, also those that a listing does not show yet.
+
+    Some stores list an object only a while after it was written, while it can be read by its name
+    at once.  Parts have consecutive numbers, so the first that is not listed is looked for by name,
+    and if it exists the next one, until none is left.
+    """
+    folder = layout.manifest(output)
+    names = folder.names(PART_SUFFIX)
+    listed = set(names)
+    unlisted = (name for name in map(part_name, count()) if name not in listed)
+    return sorted([*names, *takewhile(folder.exists, unlisted)])
+
+
 def known_ids(output: Folder) -> Ids:
     """Images that an output has, with the address of each."""
     ids = Ids()
-    names = layout.manifest(output).names(PART_SUFFIX)
+    names = manifest_parts(output)
     renewed = {*layout.addresses(output).names(PART_SUFFIX)}
 
     def read(folder: Folder, name: str) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from saff import layout
 from saff.errors import SettingsError
 from saff.layout import PART_SUFFIX, Stage, part_number
+from saff.manifests import manifest_parts
 from saff.shards import count_rows
 from saff.sources import source_option
 from saff.storage import Folder, read_each, with_brief_retries
@@ -102,8 +103,8 @@ def plan_stage(
     """
     manifest, results = layout.manifest(output), output / stage
     names, finished = (
-        [name for name in folder.names(PART_SUFFIX) if share.holds(name)]
-        for folder in (manifest, results)
+        [name for name in listed if share.holds(name)]
+        for listed in (manifest_parts(output), results.names(PART_SUFFIX))
     )
     wanted = dict(zip(names, read_each(count_rows, manifest, names), strict=True))
     found = dict(zip(finished, read_each(count_rows, results, finished), strict=True))
