@@ -5,6 +5,7 @@ this machine, so it reaches no further than its own place and what is public, un
 by name.
 """
 
+import dataclasses
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class Access:
         Schemes that an address may have, ``"file"`` for paths of this machine; None: any.
     private : bool
         Whether a web address may lead to this machine or to a private network.
+    from_own_list : bool
+        Whether a list on this machine names the addresses.  Its writer may name a loopback or
+        private IP address outright; a name that resolves to one, a redirect to another host and the
+        addresses of clouds' metadata stay refused.
+    own_host : str, optional
+        Such a host of the address that is being read.
     largest : int
         Bytes of a file.
     seconds : float
@@ -43,6 +50,8 @@ class Access:
 
     schemes: frozenset[str] | None = None
     private: bool = False
+    from_own_list: bool = False
+    own_host: str | None = None
     largest: int = LARGEST_FILE
     seconds: float = SECONDS
 
@@ -66,7 +75,17 @@ class Access:
         """
         own, _ = split_uri(source, signed=True)
         more = {scheme.lower().removesuffix("://") for scheme in schemes}
-        return cls(schemes=frozenset({own} | WEB | OBJECT_STORES | more), private=private)
+        return cls(
+            schemes=frozenset({own} | WEB | OBJECT_STORES | more),
+            private=private,
+            from_own_list=own == "file",
+        )
+
+    def for_host(self, host: str) -> "Access":
+        """Access to an address whose host a list names, perhaps in its writer's own network."""
+        if not self.from_own_list or not is_own_network(host):
+            return self
+        return dataclasses.replace(self, own_host=host)
 
     def refuse_scheme(self, uri: str) -> None:
         """Refuse an address whose scheme is not allowed.
@@ -106,6 +125,21 @@ def is_public(address: str) -> bool:
             if inner is not None:
                 return is_public(str(inner))
     return found.is_global and not found.is_multicast
+
+
+def is_own_network(host: str) -> bool:
+    """Whether a host is written as a loopback or private IP address, not a link-local one.
+
+    >>> is_own_network("127.0.0.1"), is_own_network("169.254.169.254"), is_own_network("localhost")
+    (True, False, False)
+    """
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (found.is_private or found.is_loopback) and not (
+        found.is_link_local or found.is_unspecified or found.is_multicast
+    )
 
 
 def _nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

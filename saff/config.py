@@ -353,9 +353,7 @@ def paper() -> Config:
             ema_decay=0.0,
             checkpoint_interval=1000,
         ),
-        inference=Inference(
-            input_sides=(384, 512, 640), horizontal_flip=False, refinement="none"
-        ),
+        inference=Inference(input_sides=(384, 512, 640), horizontal_flip=False, refinement="none"),
     )
 
 

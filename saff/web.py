@@ -7,6 +7,7 @@ that is not public.  Each of these becomes an error that says whether the addres
 
 import asyncio
 import atexit
+import contextlib
 import ipaddress
 import os
 import ssl
@@ -120,6 +121,8 @@ def _words(error: aiohttp.ClientError) -> str:
 
 async def _follow(url: str, access: Access, whole: bool) -> bytes:
     """Ask an address, and those to which it redirects."""
+    with contextlib.suppress(UnreadableError):
+        access = access.for_host(_parsed(url).host or "")
     for _ in range(MOST_REDIRECTS + 1):
         found = await _ask(url, access, whole)
         if isinstance(found, bytes):
@@ -141,9 +144,10 @@ async def _ask(url: str, access: Access, whole: bool) -> bytes | str:
     access.refuse_scheme(url)
     address = _parsed(url)
     proxy = _proxy_of(address)
-    if not access.private:
+    private = access.private or address.host == access.own_host
+    if not private:
         await _refuse_private_host(address.host or "", behind_proxy=proxy is not None)
-    session = await _session(public=not access.private and proxy is None)
+    session = await _session(public=not private and proxy is None)
     async with session.get(address, allow_redirects=False, proxy=proxy) as response:
         if response.status in REDIRECTS:
             if not (place := response.headers.get("Location")):

@@ -337,3 +337,29 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
         url = server.url.replace("http", "https")
         assert "certificate" in reason(f"{url}/x", kind=BusyError)
         assert server.asked == []
+
+
+# A list of one's own
+
+
+@pytest.mark.parametrize(
+    ("source", "host", "own"),
+    [
+        ("/photos/list.csv", "127.0.0.1", "127.0.0.1"),
+        ("/photos/list.csv", "10.1.2.3", "10.1.2.3"),
+        ("/photos/list.csv", "169.254.169.254", None),  # metadata of a cloud
+        ("/photos/list.csv", "localhost", None),  # a name, which may resolve to anything
+        ("/photos/list.csv", "0.0.0.0", None),
+        ("s3://bucket/list.csv", "127.0.0.1", None),
+        ("https://example.org/list.csv", "10.1.2.3", None),
+    ],
+)
+def test_a_list_on_this_machine_may_name_its_writers_own_servers(source, host, own):
+    assert Access.of_source(source).for_host(host).own_host == own
+
+
+def test_a_server_that_an_own_list_names_is_read_and_leads_to_no_other_host(server):
+    own = Access.of_source("/photos/list.csv")
+    assert download(f"{server.url}/good", own) == DATA
+    with pytest.raises(RefusedAddressError):
+        download(f"{server.url}/good", Access.of_source("s3://bucket/list.csv"))
