@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -155,7 +154,7 @@ def test_what_a_training_cannot_read_ends_it_with_one_line(output):
         train_network(output, TRAINING)
 
 
-def test_an_image_that_a_training_cannot_read_is_told_with_its_step(output, tmp_path):
+def test_images_that_are_circular_links_are_passed_over_in_training(output, tmp_path):
     labels, loop = output / "pseudo_labels", tmp_path / "loop"
     loop.symlink_to(loop)
     for name in labels.names(".parquet"):
@@ -163,8 +162,8 @@ def test_an_image_that_a_training_cannot_read_is_told_with_its_step(output, tmp_
         write_rows(labels, name, rows, PSEUDO_LABELS)
     cache = Cache(labels, TRAINING.max_side, tmp_path / "cache")
     row = Feed(Loader(open_corpus(labels), TRAINING, cache), start=2)({"id": 1})
-    said = r"OSError: .*levels of symbolic links.* \(at step 4 on .*\); no image is at fault"
-    assert re.match(said, row["fault"])
+    assert row["fault"] == ""
+    assert not row["valid"].any()
     assert row["image"].shape == (4, 64, 64, 3)  # as of any other step
 
 
@@ -211,7 +210,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
 
 def test_what_no_repetition_mends_ends_it_with_one_line(output):
     wild = dataclasses.replace(TRAINING, optimiser="sgd", learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(TrainingError, match=r"^the loss is .* set a lower training\.rate"):
+    with pytest.raises(TrainingError, match=r"^the loss is .* set a lower training\.learning_rate"):
         train_network(output, wild)
     assert not (output / "network").exists("weights.pt")
     with pytest.raises(
@@ -234,8 +233,14 @@ def test_workers_and_gpus_are_checked():
         training_workers(None, 1, 8)
     with pytest.raises(SettingsError, match="9 workers cannot share batches of 8"):
         training_workers(9, None, 8)
-    assert Scale(workers=2, patience=5).of_training(8) == {"workers": 2, "gpus": 0, "patience": 5}
-    assert Scale(workers=2, patience=5).of_inference(8) == {"workers": 4, "gpus": 0, "patience": 5}
+    assert (
+        Scale(workers=2, patience=5).of_training(8).items()
+        >= {"workers": 2, "gpus": 0, "patience": 5}.items()
+    )
+    assert (
+        Scale(workers=2, patience=5).of_inference(8).items()
+        >= {"workers": 4, "gpus": 0, "patience": 5}.items()
+    )
 
 
 # Re-inference
@@ -254,9 +259,9 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
         if row["error_kind"] is None:
             expected = encode_prediction(predict(network, images.read(row["uri"]), INFERENCE))
             assert expected.items() <= row.items()
-    with pytest.raises(SettingsError, match=r"horizontal_flip is False there and True"):
+    with pytest.raises(SettingsError, match=r"horizontal_flip is True there and False"):
         predict_corpus(
-            trained_once, trained_once, dataclasses.replace(INFERENCE, horizontal_flip=True)
+            trained_once, trained_once, dataclasses.replace(INFERENCE, horizontal_flip=False)
         )
     with pytest.raises(SettingsError, match="--gpus 1 is more than"):
         predict_corpus(trained_once, trained_once, INFERENCE, gpus=1, restart=True)
@@ -415,7 +420,7 @@ def test_three_nodes_and_a_bucket_give_the_pipeline_of_one_and_a_disk(
     corpus, two_rounds, s3_user, s3_other
 ):
     s3_other.mkdir("three-nodes")
-    s3_other.put(f"{corpus}/", "three-nodes/photos/", recursive=True)
+    s3_other.put(f"{corpus}/", "three-nodes/photos/", recursive=True, batch_size=1)
     output = Folder.at("s3://three-nodes/run")
     with nodes(1, 1, 1):
         assert len(ray.nodes()) == 3
