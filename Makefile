@@ -6,6 +6,7 @@ SPHINX_ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RAY_TESTS = $(shell grep -l 'mark.ray' tests/test_*.py) # one process each: Ray starts anew
 BENCHMARKS := $(sort $(wildcard tests/benchmarks/bench_*.py))
 
 # Stamps: what has been installed from the present pyproject.toml and constraints.txt.
@@ -28,7 +29,7 @@ demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays
 
 test: $(INSTALLED) ## run the tests, but for long ones of faults: first what needs no cluster, on two workers
 	$(BIN)/python -m pytest -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: none such among PYTEST_ARGS
-	$(BIN)/python -m pytest -m "ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ]
+	@set -e; for file in $(RAY_TESTS); do $(BIN)/python -m pytest --durations=10 -m "ray and not faults" $(PYTEST_ARGS) $$file || [ $$? = 5 ]; done
 
 chaos: $(INSTALLED) ## long tests of faults, then 100 seeded schedules of them; two hours
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)

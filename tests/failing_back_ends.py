@@ -27,6 +27,12 @@ class KillsAlways:
             self.fail()
         return self.alive(image)
 
+    def on_regions(self, image, superpixels):
+        """As the back end in whose place this one stands."""
+        if image.shape[0] == HEIGHT:
+            self.fail()
+        return self.alive.on_regions(image, superpixels)
+
     def fail(self):
         os.kill(os.getpid(), signal.SIGKILL)
 

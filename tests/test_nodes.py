@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,15 +64,22 @@ def test_a_worker_that_takes_all_memory_is_ended_and_the_image_done(
 # Stalls
 
 
-def test_a_job_on_a_cluster_without_cpus_says_what_it_waits_for(
-    call, crops, settings_file, tmp_path
-):
-    words = ("--output", tmp_path / "out", "--config", settings_file, "--patience", 0.1)
-    with nodes(0):
-        code, _, error = call("label", crops, *words)
-    assert code == 2
-    assert "Traceback" not in error
-    last = error.splitlines()[-1]
+def test_a_job_on_a_cluster_without_cpus_says_what_it_waits_for(crops, settings_file, tmp_path):
+    """As a process of its own: Ray's threads still wait for nodes when the job gives up."""
+    command = [sys.executable, str(Path(__file__).parent.parent / "jobs" / "pseudo_labels.py")]
+    command += ["--images", str(crops), "--output", str(tmp_path / "out")]
+    command += ["--config", str(settings_file), "--patience", "0.1"]
+    with nodes(0) as cluster:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
     assert last.startswith("saff: nothing was done for 6 s: it waits for nodes, as the 1 there")
 
 
