@@ -121,7 +121,7 @@ class Lease:
                     self._free(name, take_over)
             try:
                 self.folder.create(self.name, self._content(0))
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):  # the other may have gone meanwhile
                 raise self._refusal(*self._read(self.name)) from None
             for name, share in self._others():
                 if name < self.name and overlap(share, self.share):  # it was faster

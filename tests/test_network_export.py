@@ -52,6 +52,9 @@ class ThreeClasses(Small):
 OWN = ("test_network_export",)  # whose networks these are
 
 
+EXPORT = ("saff", "export-network", "--allow-code", *OWN)
+
+
 def trained_run(path, network, state):
     """A run as training leaves it, by a network that has learnt nothing."""
     folder = NetworkFolder(Folder.at(str(path)) / "network")
@@ -155,7 +158,12 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
     (probability,) = session.run([gives["name"]], {given["name"]: x})[0]
 
     assert longer == max(config.default().inference.input_sides)
-    inference = dataclasses.replace(config.default().inference, input_sides=(longer,))
+    inference = dataclasses.replace(
+        config.default().inference,
+        input_sides=(longer,),
+        horizontal_flip=False,
+        refinement="none",
+    )
     network = load_trained(lite).network
     assert (height, width) == size_in_multiples(photograph.shape, longer, network.multiple)
     expected = predict(network, resized, inference)
@@ -179,11 +187,11 @@ def test_a_network_of_ones_own_is_one_file_that_says_what_it_is(small, tmp_path)
     assert done.description == folder / "a.b.json"
     assert sorted(folder.iterdir()) == [done.description, done.model]  # weights are inside
     notes = json.loads(done.description.read_text())
-    trained = load_trained(small)
+    trained = load_trained(small, OWN)
     assert notes["network"] == "test_network_export:Small"
     assert notes["sha256"] == trained.sha256
     assert (notes["saff"], notes["torch"]) == (saff.__version__, torch.__version__)
-    assert (notes["input"]["multiple"], notes["input"]["longer_side"]) == (4, 512)
+    assert (notes["input"]["multiple"], notes["input"]["longer_side"]) == (4, 448)
     assert "smallest_side" in notes["how"]
 
     model = onnx.load(done.model)
@@ -227,7 +235,7 @@ def test_the_large_networks_too(name, tmp_path):
 
 def test_the_command_says_what_it_wrote(small, tmp_path, monkeypatch, capsys):
     to = tmp_path / "model.onnx"
-    monkeypatch.setattr(sys, "argv", ["saff", "export-network", small.path, "--to", str(to)])
+    monkeypatch.setattr(sys, "argv", [*EXPORT, small.path, "--to", str(to)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     captured = capsys.readouterr()
