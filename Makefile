@@ -76,6 +76,8 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing saff and its development tools into .venv (one to three minutes the first time)"
 	@$(PIP_INSTALL) -e '.[dev]'
+	@# an oracle of the measures; it asks for another NumPy, and later releases for another OpenCV
+	@$(PIP_INSTALL) --no-deps pysodmetrics==1.4.2
 	@touch $(RUNTIME) $@
 
 $(DOCS): $(INSTALLED)

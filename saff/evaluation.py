@@ -17,7 +17,7 @@ from saff import layout, metrics
 from saff.errors import SettingsError
 from saff.images import DEFAULT_MAX_PIXELS
 from saff.layout import PART_SUFFIX
-from saff.metrics import Evaluation
+from saff.metrics import Evaluation, Measures
 from saff.rows import decode_map
 from saff.runs import read_run, stage_digest
 from saff.shards import Row, read_all_rows, read_rows
@@ -87,12 +87,15 @@ class EvaluatePart:
         See :mod:`saff.truth`.
     normalise : bool
         Stretch each map to 0..255 first.
+    measures : {"all", "f"}
+        See :data:`saff.metrics.Measures`.
     """
 
     shards: Folder
     masks: Folder
     truth_format: TruthFormat
     normalise: bool
+    measures: Measures
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Measure the images of ``part`` whose mask ``masks`` names: JSON, null for no mask.
@@ -102,7 +105,7 @@ class EvaluatePart:
         sums : dict
             The fields of an Evaluation, sums flattened; ``left_out``, JSON of counts and names.
         """
-        evaluation = Evaluation(normalise=self.normalise)
+        evaluation = Evaluation(normalise=self.normalise, measures=self.measures)
         out = _nothing("no_foreground", "size", "unreadable")
         images = read_all_rows(self.shards, row["part"], COLUMNS)
         for number, (image, mask) in enumerate(zip(images, json.loads(row["masks"]), strict=True)):
@@ -138,13 +141,13 @@ def _nothing(*reasons: str) -> dict[str, LeftOut]:
     return {reason: LeftOut() for reason in reasons}
 
 
-def _evaluation(sums: dict[str, Any], normalise: bool) -> Evaluation:
-    """Evaluation of a part, from what :class:`EvaluatePart` gives."""
-    evaluation = Evaluation(normalise=normalise)
+def _add(whole: Evaluation, sums: dict[str, Any]) -> Evaluation:
+    """Add the evaluation of a part, from what :class:`EvaluatePart` gives."""
+    part = Evaluation(normalise=whole.normalise, measures=whole.measures)
     for name in ("images", "skipped", "best_thresholds"):
-        setattr(evaluation, name, int(sums[name]))
-    evaluation.sums = {name: np.asarray(sums[name], np.int64) for name in evaluation.sums}
-    return evaluation
+        setattr(part, name, int(sums[name]))
+    part.sums = {name: np.asarray(sums[name], np.int64) for name in part.sums}
+    return whole + part
 
 
 Mapper: TypeAlias = Callable[[Any, list[Any]], Iterable[dict[str, Any]]]
@@ -163,6 +166,7 @@ def evaluate(
     stage: str,
     *,
     normalise: bool = True,
+    measures: Measures = "all",
     partial: bool = False,
     map_parts: Mapper = one_by_one,
 ) -> Row:
@@ -180,6 +184,8 @@ def evaluate(
         ``"pseudo_labels"`` or ``"predictions"``.
     normalise : bool
         Stretch each map to 0..255 first.
+    measures : {"all", "f"}
+        See :data:`saff.metrics.Measures`.
     partial : bool
         Measure even if that is less than half of the images that have a result, and leave out
         images that would share a mask or have several.
@@ -215,11 +221,11 @@ def evaluate(
     _refuse_few(
         max(0, rows - sum(out[reason].count for reason in REASONS)), rows, truth, out, partial
     )
-    task = EvaluatePart(output / stage, masks.folder, truth_format, normalise)
-    whole = Evaluation(normalise=normalise)
+    task = EvaluatePart(output / stage, masks.folder, truth_format, normalise, measures)
+    whole = Evaluation(normalise=normalise, measures=measures)
     for wave in _waves(masks, output / stage, parts):
         for sums in map_parts(task, wave):
-            whole = whole + _evaluation(sums, normalise)
+            whole = _add(whole, sums)
             for fault, (count, first) in json.loads(sums["left_out"]).items():
                 out[fault].merge(LeftOut(count, [Named(*named) for named in first]))
     _refuse_faults(truth, out)

@@ -271,3 +271,119 @@ def reduce_labels_oracle(confidence, valid, size, labels, doubt):
                 mean = np.mean(sure) if sure else 0.0
                 target[n, i, j] = mean if labels == "soft" else mean >= 0.5
     return target, counted
+
+
+def s_measure_oracle(levels, truth, valid):
+    """Give the S-measure from lists of pixels, as its definition has it."""
+    pixels = {p: (levels[p] / 255, bool(truth[p])) for p in np.ndindex(truth.shape) if valid[p]}
+    inside = [p for p, (_, true) in pixels.items() if true]
+    if len(inside) == len(pixels):
+        return float(np.mean([x for x, _ in pixels.values()]))
+
+    def score(values):
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        return 2 * np.mean(values) / (np.mean(values) ** 2 + 1 + spread)
+
+    share = len(inside) / len(pixels)
+    objects = share * score([x for x, true in pixels.values() if true])
+    objects += (1 - share) * score([1 - x for x, true in pixels.values() if not true])
+    row, column = (int(np.rint(np.mean(index))) for index in zip(*inside, strict=True))
+    regions = 0.0
+    for below in (False, True):
+        for beside in (False, True):
+            part = [v for (r, c), v in pixels.items() if (r > row, c > column) == (below, beside)]
+            if part:
+                regions += len(part) / len(pixels) * similarity_oracle(*np.array(part, float).T)
+    return max(0.0, (objects + regions) / 2)
+
+
+def similarity_oracle(x, y):
+    """Give the structural similarity of two lists of numbers."""
+    less = max(len(x) - 1, 1)
+    variances = [((v - v.mean()) ** 2).sum() / less for v in (x, y)]
+    covariance = ((x - x.mean()) * (y - y.mean())).sum() / less
+    above = 4 * x.mean() * y.mean() * covariance
+    below = (x.mean() ** 2 + y.mean() ** 2) * sum(variances)
+    if abs(above) > 1e-12:
+        return above / below
+    return 1.0 if below < 1e-12 else 0.0
+
+
+def e_measures_oracle(levels, truth, valid):
+    """Give the E-measure threshold by threshold, from the matrix of alignments."""
+    x, true = levels[valid], truth[valid]
+    less = max(true.size - 1, 1)
+    found = []
+    for threshold in range(256):
+        kept = x >= threshold
+        if true.all():
+            found.append(kept.sum() / less)
+            continue
+        a, b = kept - kept.mean(), true - true.mean()
+        alignment = 2 * a * b / (a**2 + b**2 + np.spacing(1))
+        found.append(((alignment + 1) ** 2 / 4).sum() / less)
+    return found
+
+
+def weighted_f_oracle(levels, truth, valid):
+    """Give the weighted F-measure pixel by pixel."""
+    height, width = truth.shape
+    inside = [p for p in np.ndindex(truth.shape) if truth[p] and valid[p]]
+    error, spread, nearest = np.zeros(truth.shape), np.zeros(truth.shape), {}
+    for p in np.ndindex(truth.shape):
+        error[p] = valid[p] * abs(levels[p] / 255 - (p in inside))
+    for p in np.ndindex(truth.shape):
+        steps = [((r - p[0]) ** 2 + (c - p[1]) ** 2, c, r) for r, c in inside]
+        nearest[p] = min(steps)
+        spread[p] = error[nearest[p][:0:-1]]
+    weights = np.exp(-(np.arange(-3, 4) ** 2) / 50)
+    weights /= weights.sum()
+    missed = false = 0.0
+    for row, column in np.ndindex(truth.shape):
+        if (row, column) in inside:
+            around = sum(
+                weights[i + 3] * weights[j + 3] * spread[row + i, column + j]
+                for i in range(-3, 4)
+                for j in range(-3, 4)
+                if 0 <= row + i < height and 0 <= column + j < width
+            )
+            missed += min(around, error[row, column])
+        elif valid[row, column]:
+            false += error[row, column] * (2 - 0.5 ** (nearest[row, column][0] ** 0.5 / 5))
+    hits = len(inside) - missed
+    recall, precision = hits / len(inside), hits / (hits + false + np.spacing(1))
+    return 2 * recall * precision / (recall + precision + np.spacing(1))
+
+
+def outline_oracle(mask):
+    """Give the foreground pixels with a background pixel beside, above or below them."""
+    height, width = mask.shape
+    return [
+        (r, c)
+        for r, c in np.ndindex(mask.shape)
+        if mask[r, c]
+        and any(
+            0 <= r + i < height and 0 <= c + j < width and not mask[r + i, c + j]
+            for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1))
+        )
+    ]
+
+
+def boundary_f_oracle(kept, truth, valid, tolerance):
+    """Give the F-measure of outlines, pixel by pixel."""
+
+    def distance(p, others):
+        return min((((p[0] - r) ** 2 + (p[1] - c) ** 2) ** 0.5 for r, c in others), default=np.inf)
+
+    sides = [[p for p in np.ndindex(truth.shape) if valid[p] and truth[p] == s] for s in (0, 1)]
+    filled = truth.copy()
+    for p in np.ndindex(truth.shape):
+        if not valid[p]:
+            filled[p] = distance(p, sides[1]) <= distance(p, sides[0])
+    found, true = outline_oracle(kept), outline_oracle(filled)
+    near = [distance(p, true) <= tolerance for p in found]
+    counted = [n for n, p in zip(near, found, strict=True) if n or valid[p]]
+    precision = sum(counted) / len(counted) if counted else 1.0
+    met = [distance(p, found) <= tolerance for p in true]
+    recall = sum(met) / len(met) if met else 1.0
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -51,6 +51,7 @@ FLAGS = {
         "--truth-format",
         "--stage",
         "--no-normalise",
+        "--measures",
         "--partial",
         "voc",
     ],
@@ -460,11 +461,18 @@ def test_evaluate_prints_the_three_conventions(call, run_copy, tmp_path):
             "max F max_f    1.0000",
         ]
         assert re.fullmatch(r"IoU 1\.0000, MAE 0\.\d{4}, 4 images", out.splitlines()[3])
+        assert out.splitlines()[4].startswith("F at 0.5 1.0000, adaptive F ")
+        assert re.fullmatch(
+            r"S-measure 0\.\d{4}, weighted F 0\.\d{4}, boundary F 1\.0000", out.splitlines()[5]
+        )
         assert err.splitlines()[1:] == [f"more in {run_copy.path}/evaluation/pseudo_labels"]
         assert err.startswith("left out: 3 images that failed: ")
     written = json.loads((run_copy / "evaluation" / "pseudo_labels").read("metrics.json"))
     assert written["normalised"] is True
-    call("evaluate", run_copy.path, "--truth", truth, "--no-normalise")
+    _, out, _ = call(
+        "evaluate", run_copy.path, "--truth", truth, "--no-normalise", "--measures", "f"
+    )
+    assert "S-measure" not in out
     written = json.loads((run_copy / "evaluation" / "pseudo_labels").read("metrics.json"))
     assert written["normalised"] is False
 

@@ -16,6 +16,14 @@ from oracles import (
     precision_recall_metrics_oracle,
     stretch_metrics_oracle,
 )
+from saff.measures import (
+    adaptive_level,
+    boundary_f,
+    e_measures,
+    level_counts,
+    s_measure,
+    weighted_f,
+)
 from saff.metrics import (
     Curve,
     Evaluation,
@@ -110,7 +118,8 @@ def test_the_order_of_pixels_does_not_matter(seed):
     order = np.random.default_rng(seed).permutation(image[0].size)
     shuffled = [pixels.ravel()[order].reshape(pixels.shape) for pixels in image]
     np.testing.assert_array_equal(precision_recall(*shuffled), precision_recall(*image))
-    assert_same_state(evaluation_of([shuffled]), evaluation_of([image]))
+    first, second = (evaluation_of([i], measures="f") for i in (shuffled, image))
+    assert_same_state(first, second)
 
 
 @FEW
@@ -122,9 +131,10 @@ def test_what_stands_in_void_pixels_does_not_matter(seed):
     changed = (other, truth ^ ~valid, valid)
     image = (confidence, truth, valid)
     np.testing.assert_array_equal(precision_recall(*changed), precision_recall(*image))
-    assert_same_state(
-        evaluation_of([changed], normalise=False), evaluation_of([image], normalise=False)
-    )
+    first, second = (evaluation_of([i], normalise=False) for i in (changed, image))
+    for evaluation in (first, second):
+        del evaluation.sums["boundary_f"]  # true outlines run inside void bands
+    assert_same_state(first, second)
 
 
 def test_a_map_is_stretched_as_a_whole_void_pixels_included():
@@ -257,7 +267,9 @@ def test_a_map_that_cannot_be_stretched_is_named(values):
 
 
 def test_the_three_averages_on_a_worked_example():
-    assert evaluation_of([FIRST, SECOND], normalise=False).summary() == {
+    summary = evaluation_of([FIRST, SECOND], normalise=False, measures="f").summary()
+    assert {*summary.pop("e_measure")} == {"adaptive", "mean", "max", "threshold"}
+    assert summary == {
         "images": 2,
         "skipped": 0,
         "mean_pr": {"max_f": pytest.approx(0.8125, abs=UNIT), "threshold": 16},
@@ -266,8 +278,11 @@ def test_the_three_averages_on_a_worked_example():
         "mae": pytest.approx((245 / 510 + 505 / 765) / 2, abs=UNIT),
         "iou": 0.0,
         "accuracy": pytest.approx((1 / 2 + 1 / 3) / 2, abs=UNIT),
+        "f_at_half": 0.0,
+        "adaptive_f": 0.0,  # twice the mean is more than the largest level in both
         "beta_squared": 0.3,
         "normalised": False,
+        "measures": "f",
     }
 
 
@@ -321,9 +336,15 @@ def test_the_state_travels_and_does_not_grow():
     assert_same_state(pickle.loads(pickle.dumps(many)), many)
 
 
-@pytest.mark.parametrize("other", [Evaluation(beta_squared=1.0), Evaluation(normalise=False)])
+@pytest.mark.parametrize(
+    "other",
+    [Evaluation(beta_squared=1.0), Evaluation(normalise=False), Evaluation(measures="f")],
+)
 def test_evaluations_of_different_settings_do_not_mix(other):
-    message = f"beta_squared 0.3 and {other.beta_squared}, normalise True and {other.normalise}"
+    message = (
+        f"beta_squared 0.3 and {other.beta_squared}, normalise True and {other.normalise}, "
+        f"measures all and {other.measures}"
+    )
     with pytest.raises(ValueError, match=message):
         Evaluation() + other
 
@@ -352,6 +373,39 @@ def test_the_mask_at_half_keeps_128():
 def test_a_summary_is_json_of_plain_numbers():
     summary = evaluation_of([FIRST, SECOND]).summary()
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+@FEW
+@given(SEEDS)
+def test_measures_are_averaged_over_images(seed):
+    images = [picture(seed), picture(seed + 1)]
+    for normalise in (False, True):
+        found = {name: [] for name in ("s_measure", "weighted_f", "boundary_f")}
+        at_half, adaptive, curves = [], [], []
+        for confidence, truth, valid in images:
+            shown = normalise_to_255(confidence) if normalise else confidence
+            found["s_measure"].append(s_measure(shown, truth, valid))
+            found["weighted_f"].append(weighted_f(shown, truth, valid))
+            found["boundary_f"].append(boundary_f(confidence >= 128, truth, valid))
+            f = f_measure(*precision_recall(shown, truth, valid))
+            counts = level_counts(shown, truth, valid)[:2]
+            adaptive.append([f[adaptive_level(counts)], e_measures(counts)[adaptive_level(counts)]])
+            at_half.append(f_measure(*precision_recall(confidence, truth, valid))[128])
+            curves.append(e_measures(counts))
+        summary = evaluation_of(images, normalise=normalise).summary()
+        for name, values in found.items():
+            assert summary[name] == pytest.approx(np.mean(values), abs=UNIT)
+        assert summary["f_at_half"] == pytest.approx(np.mean(at_half), abs=UNIT)
+        assert summary["adaptive_f"] == pytest.approx(np.mean(adaptive, axis=0)[0], abs=UNIT)
+        e, curve = summary["e_measure"], np.mean(curves, axis=0)
+        assert e["adaptive"] == pytest.approx(np.mean(adaptive, axis=0)[1], abs=UNIT)
+        assert (e["mean"], e["max"]) == pytest.approx((curve.mean(), curve.max()), abs=UNIT)
+        assert curve[e["threshold"]] == pytest.approx(curve.max(), abs=UNIT)
+
+
+def test_measures_that_need_the_shape_can_be_left_out():
+    both = evaluation_of([FIRST, SECOND]).summary(), evaluation_of([FIRST], measures="f").summary()
+    assert {*both[0]} - {*both[1]} == {"s_measure", "weighted_f", "boundary_f"}
 
 
 def test_nothing_to_average_is_said():

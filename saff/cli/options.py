@@ -40,6 +40,13 @@ class TruthFormat(str, Enum):
     alpha = "alpha"
 
 
+class MeasureSet(str, Enum):
+    """Which figures an evaluation gives; saff.metrics names them."""
+
+    all = "all"
+    f = "f"
+
+
 TruthFormatOption = Annotated[
     TruthFormat,
     typer.Option(

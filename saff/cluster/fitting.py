@@ -125,7 +125,7 @@ def fit_saliency(
         judge.remote(s, fusion, e, folder, mask, truth_format)
         for s, (e, mask) in zip(scores, usable, strict=True)
     ]
-    total = Evaluation()
+    total = Evaluation(measures="f")
     for result in judged:
         total = total + _get(result)
     summary = total.summary() | {"folds": folds, "left_out": len(left_out)}

@@ -207,7 +207,7 @@ def measure(
     """Measure one image: its map in the mask's size against the mask."""
     saliency = min_max_normalise(fuse(scores, fusion)).astype(np.float32)[example.superpixels]
     full = resize(saliency, mask.shape)
-    evaluation = Evaluation()
+    evaluation = Evaluation(measures="f")
     evaluation.add(np.rint(np.clip(full, 0, 1) * 255).astype(np.uint8), mask, valid)
     return evaluation
 
