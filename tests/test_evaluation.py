@@ -184,12 +184,15 @@ def test_all_masks_at_fault_are_named_in_one_error(tmp_path):
 
 
 def test_figures_do_not_depend_on_parts_their_order_or_waves(tmp_path, monkeypatch):
-    rows = [labelled(tmp_path, f"{number}.jpg") for number in range(9)]
+    rows = [labelled(tmp_path, f"{number}.jpg") for number in range(11)]
     for number in range(6):
         write_truth(tmp_path / "truth" / f"{number}.png", *truths(), "binary")
+    for number in range(6, 10):
+        nothing = encode_png(np.zeros(SHAPE, np.uint8))
+        (tmp_path / "truth" / f"{number}.png").write_bytes(nothing)
     (tmp_path / "one").mkdir()
     (tmp_path / "many").mkdir()
-    one, many = a_run(tmp_path / "one", rows, 9), a_run(tmp_path / "many", rows, 2)
+    one, many = a_run(tmp_path / "one", rows, 11), a_run(tmp_path / "many", rows, 2)
     truth = str(tmp_path / "truth")
     waves = []
 
@@ -198,10 +201,11 @@ def test_figures_do_not_depend_on_parts_their_order_or_waves(tmp_path, monkeypat
         return reversed(list(evaluation.one_by_one(task, parts)))
 
     whole = evaluate(one, truth, "binary", STAGE)
+    assert whole["left_out"]["no_foreground"]["first"] == ["6.png", "7.png", "8.png"]
     assert evaluate(many, truth, "binary", STAGE, map_parts=backwards) == whole
     monkeypatch.setattr(evaluation, "WAVE_BYTES", 20)
     assert evaluate(many, truth, "binary", STAGE, map_parts=backwards) == whole
-    assert waves == [5, 2, 2, 1]
+    assert waves == [6, 2, 2, 2]
 
 
 def test_masks_of_images_to_do_are_not_strangers(tmp_path):

@@ -368,6 +368,15 @@ def test_the_mask_at_half_keeps_128():
     summary = evaluation_of([(confidence, np.array([[True, True, False, False]]))]).summary()
     assert summary["iou"] == pytest.approx(1 / 3, abs=UNIT)
     assert summary["accuracy"] == 0.5
+    # precision and recall are 1/2: 128 and 255 are kept, and one of them is true
+    assert summary["f_at_half"] == pytest.approx(0.5, abs=UNIT)
+
+
+def test_the_outline_is_that_of_the_mask_at_half():
+    truth = np.zeros((9, 9), bool)
+    truth[3:6, 3:6] = True
+    levels = np.where(truth, 128, 127).astype(np.uint8)
+    assert evaluation_of([(levels, truth)]).summary()["boundary_f"] == 1.0
 
 
 def test_a_summary_is_json_of_plain_numbers():
