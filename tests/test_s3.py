@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -12,14 +13,18 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
+from odd_server import serve_proxy
 
 from saff import edges, saliency, semantic
+from saff.access import Access
 from saff.backbones.efficientnet_lite import packaged
 from saff.cli import options
 from saff.cluster import LabelPart, describe_run, label_row, plan_stage
+from saff.cluster.image_reading import ImageReader
 from saff.cluster.predictions import PredictPart
 from saff.config import Inference, Training
-from saff.errors import SettingsError, WeightsError
+from saff.errors import ImageError, SettingsError, StorageError, UnreadableError, WeightsError
 from saff.evaluation import evaluate
 from saff.images import decode_png, encode_png
 from saff.lists import read_manifest
@@ -446,3 +451,64 @@ def test_a_dry_run_over_a_bucket(photos, bucket, call, tmp_path):
     assert call(*words, f"{bucket}/run") == (0, said, "")
     assert Folder.at(f"{bucket}/run").names("") == []
     assert not Path("s3:").exists()
+
+
+# What is not there, and what may not be read
+
+
+def test_a_version_of_an_object_is_what_its_address_names(bucket, put, monkeypatch):
+    """The server here keeps no versions: what is asked for is looked at, by a proxy."""
+    with serve_proxy(b"version") as (proxy, asked):
+        monkeypatch.setenv("http_proxy", proxy)
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert read_bytes(f"{bucket}/p/a?b.jpg?versionId=a%2F1") == b"version"
+    (url,) = asked
+    assert url.endswith("/p/a%3Fb.jpg?versionId=a%252F1")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_the_proxy_of_the_environment_is_used(bucket, put, monkeypatch):
+    put(f"{bucket}/a.jpg", b"direct")
+    name = bucket.removeprefix("s3://")
+    with serve_proxy(b"by proxy") as (proxy, asked):
+        monkeypatch.setenv("http_proxy", proxy)
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert read_bytes(f"{bucket}/a.jpg") == b"by proxy"
+        assert asked == [f"{os.environ['AWS_ENDPOINT_URL']}/{name}/a.jpg"]
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert read_bytes(f"{bucket}/a.jpg") == b"direct"
+        assert len(asked) == 1
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_object_larger_than_any_image_is_not_read(bucket, put):
+    put(f"{bucket}/a.jpg", bytes(1000))
+    assert len(read_bytes(f"{bucket}/a.jpg", Access(largest=1000))) == 1000
+    with pytest.raises(UnreadableError, match="a file of more than 999 bytes is no image"):
+        read_bytes(f"{bucket}/a.jpg", Access(largest=999))
+
+
+def test_a_missing_object_among_others_is_a_row(bucket, put, tmp_path):
+    put(f"{bucket}/a.jpg", b"x")
+    output = Folder.at(str(tmp_path))
+    names = ("a", "b")
+    extend_manifest(output, [{"image_id": n, "uri": f"{bucket}/{n}.jpg"} for n in names])
+    reader = ImageReader(Access(), output)
+    assert reader.read(f"{bucket}/a.jpg") == b"x"
+    with pytest.raises(ImageError) as caught:
+        reader.read(f"{bucket}/b.jpg")
+    assert caught.value.kind == "not_found"
+
+
+def test_credentials_that_are_refused_end_the_job_and_name_the_object(
+    bucket, put, tmp_path, s3_user
+):
+    put(f"{bucket}/a.jpg", b"x")
+    output = Folder.at(str(tmp_path))
+    names = ("a", "b", "c")
+    extend_manifest(output, [{"image_id": n, "uri": f"{bucket}/{n}.jpg"} for n in names])
+    s3_user(AWS_SECRET_ACCESS_KEY="another")
+    with pytest.raises((StorageError, OSError)) as caught:
+        ImageReader(Access(), output).read(f"{bucket}/a.jpg")
+    assert not isinstance(caught.value, ImageError)

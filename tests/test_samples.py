@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from saff import images, samples
 from saff.config import Training
-from saff.errors import SettingsError
+from saff.errors import SettingsError, StorageError
 from saff.layout import part_name
 from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
@@ -271,3 +271,51 @@ def test_batches_come_in_order_from_any_step(loader):
     assert list(batches(loader, TRAINING.steps)) == []
     keys = [key for batch in everything for key in batch.keys]
     assert len({*keys}) == len(keys) == 20
+
+
+# A disk without room
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True
+    ).returncode
+    if not mounted:
+        pytest.skip("this user may not mount")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_makes_room_from_what_was_written_first(labels, small_disk, tmp_path):
+    folder = small_disk / "cache"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.npz").write_bytes(bytes(40_000))
+        os.utime(folder / f"{number}.npz", (number, number))
+    (part, *_) = open_corpus(labels).parts
+    images = Cache(labels, 64, folder).read(part, [0])
+    (expected,) = Cache(labels, 64, tmp_path / "roomy").read(part, [0])
+    np.testing.assert_array_equal(images[0], expected)
+    left = sorted(path.name for path in folder.iterdir())
+    assert "0.npz" not in left
+    assert "5.npz" in left
+    assert not [name for name in left if name.endswith(".tmp")]
+
+
+def test_a_disk_that_is_too_small_is_named(labels, small_disk):
+    (small_disk / "filler").write_bytes(bytes(240_000))
+    (part, *_) = open_corpus(labels).parts
+    with pytest.raises(StorageError, match=r"No space left on device.*set TMPDIR") as said:
+        Cache(labels, 64, small_disk / "cache").read(part, [0])
+    assert f"the training cache {small_disk}/cache cannot be written" in str(said.value)
+
+
+def test_a_cache_that_cannot_be_written_is_named(labels, tmp_path):
+    (tmp_path / "file").touch()
+    (part, *_) = open_corpus(labels).parts
+    with pytest.raises(StorageError, match=r"the training cache .*/file/cache cannot be written"):
+        Cache(labels, 64, tmp_path / "file" / "cache").read(part, [0])

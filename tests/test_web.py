@@ -2,12 +2,10 @@
 
 import hashlib
 import hmac
-import http.server
 import shutil
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -15,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from odd_server import serve
+from odd_server import serve, serve_proxy
 from saff import web
 from saff.access import ANYTHING, Access, is_public
 from saff.errors import BusyError, RefusedAddressError, SettingsError, SlowError, UnreadableError
@@ -268,26 +266,8 @@ def test_a_redirect_to_a_private_address_is_refused(server, names, monkeypatch):
 
 @pytest.fixture
 def proxy():
-    """A forward proxy that answers every absolute address itself."""
-    asked = []
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", "5")
-            self.end_headers()
-            self.wfile.write(b"proxy")
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", asked
-        running.shutdown()
-        thread.join()
+    with serve_proxy(b"proxy") as running:
+        yield running
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY"])

@@ -1,0 +1,224 @@
+"""Ray on whatever machine this is: what it needs is there, or a line names the variable to set."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from saff.cluster import resources, starting
+from saff.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def no_token_of_this_machine(monkeypatch):
+    for name in (*starting.TOKENS, "RAY_AUTH_MODE", "RAY_ADDRESS", starting.SUBMITTED):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody, root included, can write."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", place], capture_output=True
+    ).returncode
+    if not mounted:
+        pytest.skip("this user may not mount")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A folder of a disk without any room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True
+    ).returncode
+    if not mounted:
+        pytest.skip("this user may not mount")
+    with open(place / "filler", "wb") as file:
+        try:
+            while file.write(bytes(4096)):
+                file.flush()
+        except OSError:
+            pass
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+# Folders
+
+
+def test_a_home_that_can_be_written_keeps_the_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert starting.has_token()
+    assert list((tmp_path / ".ray").iterdir()) == []  # nothing is left behind
+
+
+def test_a_home_that_cannot_be_written_needs_no_token(read_only, monkeypatch):
+    monkeypatch.setenv("HOME", str(read_only))
+    assert not starting.has_token()
+    monkeypatch.setenv("RAY_TMPDIR", str(read_only.parent))
+    starting.options_here()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+
+
+def test_a_home_without_room_needs_no_token(full, monkeypatch):
+    monkeypatch.setenv("HOME", str(full))
+    assert not starting.has_token()
+
+
+def test_a_user_without_a_home_needs_no_token(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert not starting.has_token()
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_token_that_is_given_is_used(read_only, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(read_only))
+    monkeypatch.setenv(name, "x")
+    assert starting.has_token()
+
+
+@pytest.mark.parametrize("kind", ["read_only", "full"])
+def test_a_folder_that_ray_cannot_use_is_named_with_its_variable(kind, request, monkeypatch):
+    place = request.getfixturevalue(kind)
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    with pytest.raises(SettingsError, match="set RAY_TMPDIR") as said:
+        starting.options_here()
+    assert str(place) in str(said.value)
+
+
+# Cores
+
+
+@pytest.mark.parametrize(("cores", "options"), [(0, {"num_cpus": 1}), (1, {}), (8, {})])
+def test_a_machine_of_less_than_one_core_has_one(monkeypatch, cores, options):
+    monkeypatch.setattr(starting, "usable_cores", lambda: cores)
+    assert starting.options_here() == options
+
+
+# Clusters that are not there
+
+
+def test_an_address_where_nobody_listens_ends_in_a_line(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(SettingsError, match=r"RAY_ADDRESS is 127.*nothing answers.*or unset"):
+        resources.start_ray()
+    assert time.monotonic() - start < 20
+
+
+def test_an_address_where_something_else_listens_ends_in_time(monkeypatch):
+    monkeypatch.setattr(starting, "RAY_TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(SettingsError, match="but not as Ray within 1 s"):
+            starting.check_address(address, 1.0)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "nonsense", "127.0.0.1:99999"])
+def test_an_address_of_another_kind_is_named(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(SettingsError, match=f"RAY_ADDRESS is {address}"):
+        resources.start_ray()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("no cluster\nmore"), "Ray did not start: no cluster"),
+        (OSError(28, "No space left on device"), "set RAY_TMPDIR"),
+        (RuntimeError(), "Ray did not start: RuntimeError"),
+    ],
+)
+def test_why_ray_did_not_start_is_one_line(error, words):
+    said = str(starting.start_error(error))
+    assert words in said
+    assert "\n" not in said
+
+
+# Ctrl-C
+
+INTERRUPTED = """
+import os, signal
+from saff.cluster.starting import ending_at_interrupt
+with ending_at_interrupt():
+    pass
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("as before", flush=True)
+with ending_at_interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("not reached")
+"""
+
+
+def test_an_interrupt_while_ray_starts_ends_at_once_in_a_line():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == "as before\n"
+    assert done.stderr == "\nsaff: interrupted while Ray started; nothing was changed\n"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_command_that_is_interrupted_early_ends_with_130_and_leaves_no_process(
+    corpus, settings_file, tmp_path
+):
+    words = ["label", corpus, "--output", tmp_path / "out", "--config", settings_file]
+    command = [sys.executable, "-c", "from saff.cli import main; main()", *map(str, words)]
+    environment = os.environ | {"RAY_TMPDIR": "/tmp"}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        time.sleep(6)  # Ray starts then, or is about to
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "saff: interrupted" in said
+    assert "SIGSEGV" not in said
+    assert "Traceback" not in said
+
+
+# Locales
+
+
+@pytest.mark.skipif(shutil.which("localedef") is None, reason="no localedef here")
+def test_names_are_read_in_a_locale_that_has_not_all_letters(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    names = ["Grösse.png", "plain.png", "✓.png"]
+    for name in names:
+        (photos / name).write_bytes(b"x")
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", tmp_path / "de_DE.ISO-8859-1"],
+        capture_output=True,
+    )
+    if made.returncode:
+        pytest.skip("the locale cannot be made here")
+    environment = os.environ | {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.ISO-8859-1"}
+    environment.pop("PYTHONUTF8", None)
+    words = ["manifest", str(photos), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-c", "from saff.cli import main; main()", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "3 new images; 2 parts\n")
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(tmp_path / "out" / "manifest")["image_id"].to_pylist() == names
