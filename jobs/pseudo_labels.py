@@ -67,6 +67,7 @@ def pseudo_labels(
             share=share,
             sample=8,
             cpus=os.cpu_count() or 1,
+            access=corpus.access,
         )
         typer.echo(lines)
         return

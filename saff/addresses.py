@@ -8,6 +8,7 @@ would become a folder called ``s3:``.
 import os
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -178,6 +179,23 @@ def expand_home(path: str) -> str:
     if expanded == path and path.partition("/")[0] == "~":
         raise SettingsError(f"{path} begins with ~, and no home folder is known; set HOME")
     return expanded
+
+
+def local_path(text: str) -> Path:
+    """Path of this machine that a person named, the home folder ``~`` put in.
+
+    Raises
+    ------
+    SettingsError
+        If it is the address of another place, which the caller cannot write to.
+    """
+    try:
+        protocol, path = split_uri(text, signed=False)
+    except SettingsError as error:
+        raise SettingsError(f"expected a path of this machine: {error}") from error
+    if protocol != "file":
+        raise SettingsError(f"expected a path of this machine, got {redact(text)}")
+    return Path(expand_home(path))
 
 
 def web_address(uri: str) -> str:

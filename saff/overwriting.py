@@ -73,9 +73,10 @@ def inputs_of(output: Folder, stage: str) -> Iterator[str]:
     source = str(read_run(output).get("source", "")).removeprefix(OF_MANIFEST)
     if source:
         yield located(source)
-    manifest = layout.manifest(output)
+    manifest, addresses = layout.manifest(output), layout.addresses(output)
     for folder, names in (
         (manifest, manifest.names(PART_SUFFIX)),
+        (addresses, addresses.names(PART_SUFFIX)),
         (output / stage, parts_of(output, stage)),
     ):
         for name in names:

@@ -85,8 +85,8 @@ def _read_object(fs: Any, path: str, access: Access) -> bytes:
 
 
 async def _get_object(fs: Any, path: str, access: Access) -> bytes:
-    bucket, _, key = path.partition("/")
-    key, _, version = key.partition("?versionId=")
+    bucket, key, _ = fs.split_path(path)  # without the version
+    version = path.partition("?versionId=")[2]
     which = {"VersionId": version} if version else {}
 
     async def read() -> bytes:

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from saff.addresses import expand_home, locate, plain_uri, split_uri, web_address
+from saff.addresses import (
+    expand_home,
+    local_path,
+    locate,
+    plain_uri,
+    split_uri,
+    web_address,
+)
 from saff.errors import SettingsError
 from saff.sources import list_images
 from saff.storage import Folder, read_bytes
@@ -180,3 +187,18 @@ def test_no_address_breaks_the_line_of_a_request(text):
     assert sent.isascii()
     assert sent.isprintable()
     assert " " not in sent
+
+
+# Files that only this machine can hold
+
+
+def test_a_path_of_this_machine_is_one_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/a.png") == tmp_path / "a.png"
+    assert local_path("file:///a%20b.png") == Path("/a b.png")
+    assert local_path("a/b.png") == Path("a/b.png")
+
+
+@pytest.mark.parametrize("text", ["s3://b/a.png", "s3:/b/a.png", "https://h/a.png", "C:/a.png"])
+def test_another_place_is_no_path_of_this_machine(text):
+    assert refusal(local_path, text).startswith("expected a path of this machine")

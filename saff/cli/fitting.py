@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from saff.addresses import local_path
 from saff.cli.options import (
     ConfigOption,
     GpusOption,
@@ -21,7 +22,7 @@ from saff.storage import Folder
 
 
 def tables(
-    voc: Annotated[Path, typer.Option(help="Folder VOCdevkit/VOC2012 of the data set.")],
+    voc: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Folder VOCdevkit/VOC2012 of the data set.")],
     output: Annotated[
         str, typer.Option(help="Folder or s3:// prefix to write runs, tables and figures to.")
     ],
@@ -52,7 +53,7 @@ def tables(
 def fit_saliency(
     images: Annotated[str, typer.Option(help="Images: a folder, a glob or an s3:// prefix.")],
     truth: Annotated[str, typer.Option(help="Folder of true masks, named like the images.")],
-    output: Annotated[Path, typer.Option(help="Model file to write: saliency.safetensors.")],
+    output: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Model file to write: saliency.safetensors.")],
     truth_format: TruthFormatOption = TruthFormat.binary,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
     trees: Annotated[int, typer.Option(min=1, help="Number of boosted trees.")] = 250,
@@ -78,7 +79,7 @@ def fit_edges(
     boundaries: Annotated[
         str, typer.Option(help="Folder of .mat (BSDS500) or .png files named like the images.")
     ],
-    output: Annotated[Path, typer.Option(help="Model file to write: edges.safetensors.")],
+    output: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Model file to write: edges.safetensors.")],
     validation_images: Annotated[
         str | None, typer.Option(help="Images to measure the fitted network on.")
     ] = None,

@@ -93,6 +93,7 @@ def label(
             sample=sample,
             cpus=cpus or os.cpu_count() or 1,
             price=cpu_price,
+            access=images_of.access,
         )
         typer.echo(lines)
         return

@@ -10,6 +10,7 @@ import typer
 
 from saff import overwriting, picture_export
 from saff.access import Access
+from saff.addresses import expand_home, local_path
 from saff.cli.options import (
     AllowCodeOption,
     ConfigOption,
@@ -70,6 +71,8 @@ def segment(
         raise SettingsError(
             "--network names a network, and --method label uses none; leave one of them out"
         )
+    to = to if to == picture_export.STANDARD else str(local_path(to))
+    image = expand_home(image)
     file_format = picture_export.check_target(to, image, what.value)
     chosen = read_config(config)
     try:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from saff.addresses import local_path
 from saff.cli.options import (
     MINUTES,
     ConfigOption,
@@ -91,7 +92,7 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder to write everything to.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Folder to write everything to.")] = Path("demo"),
 ) -> None:
     """Label the photographs that come with scikit-image; write masks, overlays and the report."""
     from saff.demo import run

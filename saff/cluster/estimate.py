@@ -9,6 +9,9 @@ from typing import TypeVar
 from rich.filesize import decimal
 
 from saff import layout
+from saff.access import ANYTHING, Access
+from saff.cluster.image_reading import ImageReader
+from saff.cluster.image_rows import ALONE
 from saff.cluster.labels import describe_run, label_row
 from saff.config import Config
 from saff.labeling import load_models
@@ -17,7 +20,7 @@ from saff.plan import WHOLE, Share, plan_stage, require_manifest
 from saff.progress import duration
 from saff.runs import is_claimed
 from saff.shards import Row, read_rows
-from saff.storage import Folder, as_storage_error, read_bytes, with_brief_retries
+from saff.storage import Folder, as_storage_error, with_brief_retries
 
 Item = TypeVar("Item")
 SEED = 0  # of the choice of images
@@ -56,7 +59,7 @@ def choose(rows: Iterable[Item], count: int) -> list[Item]:
     return chosen
 
 
-def measure(rows: Sequence[Row], config: Config) -> Sample:
+def measure(rows: Sequence[Row], config: Config, reader: ImageReader = ALONE) -> Sample:
     """Label some images, and keep nothing but how long it took and how large they are.
 
     Parameters
@@ -65,6 +68,8 @@ def measure(rows: Sequence[Row], config: Config) -> Sample:
         Manifest rows, at least one.
     config : Config
         Settings.
+    reader : ImageReader
+        Reads their files.
 
     Returns
     -------
@@ -75,10 +80,10 @@ def measure(rows: Sequence[Row], config: Config) -> Sample:
     seconds = read = written = 0.0
     for row in rows:
         start = time.perf_counter()
-        labelled = label_row(**row, config=config)
+        labelled = label_row(**row, config=config, reader=reader)
         seconds += time.perf_counter() - start
         written += sum(len(v) for v in labelled.values() if isinstance(v, bytes))
-        read += len(read_bytes(row["uri"])) if labelled["sha256"] else 0
+        read += len(reader.read(row["uri"])) if labelled["sha256"] else 0
     count = len(rows)
     return Sample(count, seconds / count, read / count, written / count)
 
@@ -119,6 +124,7 @@ def preview(
     sample: int = 0,
     cpus: int = 1,
     price: float | None = None,
+    access: Access = ANYTHING,
 ) -> str:
     """Say what :func:`saff.cluster.label_corpus` would do, and refuse what it refuses.
 
@@ -133,6 +139,8 @@ def preview(
         CPUs of the cluster that will label them.
     price : float, optional
         Dollars of one of them for an hour.
+    access : Access
+        What the addresses of the images may name.
 
     Returns
     -------
@@ -155,9 +163,9 @@ def preview(
         f"{now.images + fresh.count:,} images: {now.done - now.failed:,} labelled, "
         f"{now.failed:,} failed, {left:,} to do, into {output.uri}"
     )
-    chosen = choose(known + new, sample)
+    chosen, reader = choose(known + new, sample), ImageReader(access, output)
     return (
-        f"{text}\n{describe_estimate(measure(chosen, config), left, cpus, price)}"
+        f"{text}\n{describe_estimate(measure(chosen, config, reader), left, cpus, price)}"
         if chosen
         else text
     )

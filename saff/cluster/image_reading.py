@@ -271,7 +271,7 @@ class ImageReader:
             with retry_limit(0):
                 if split_uri(uri, signed=True)[0] in S3:
                     fs, path = locate(uri, signed=True)
-                    bucket, _, key = path.partition("/")
+                    bucket, key, _ = fs.split_path(path)
                     with_retries(fs, fs.call_s3, "head_object", Bucket=bucket, Key=key)
                 else:
                     read_bytes(uri, self.access)
