@@ -21,6 +21,7 @@ from saff.cli.options import (
     SchemeOption,
     TakeOverOption,
     WorkersOption,
+    access_of_run,
     open_source,
     read_config,
     refuse_relative,
@@ -57,18 +58,20 @@ def reinfer(
     for name in filter(None, (output, network)):
         refuse_relative(name)
     folder = Folder.at(output)
-    corpus = None
     if has_new_images:
         corpus = open_source(
             images, manifest=manifest, output=folder, private=private, schemes=schemes
         )
+        access = corpus.access
+    else:
+        corpus, access = None, access_of_run(folder, private=private)
 
     job = prediction_job(
         folder,
         Folder.at(network) if network else folder,
         read_config(config).inference,
         source=corpus,
-        access=Access(private=private),
+        access=access,
         workers=workers,
         gpus=gpus,
         restart=restart,

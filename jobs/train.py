@@ -14,6 +14,7 @@ from saff.cli.options import (
     PrivateOption,
     TakeOverOption,
     WorkersOption,
+    access_of_run,
     read_config,
     refuse_relative,
 )
@@ -43,7 +44,7 @@ def train(
     """Train a network on pseudo labels; write checkpoints and weights to OUTPUT/network."""
     refuse_relative(output)
     folder, settings = Folder.at(output), read_config(config).training
-    read_run(folder)  # the folder is the output of a run
+    access = access_of_run(folder, private=private)  # the folder is the output of a run
     labels = plan_stage(folder, Stage.PSEUDO_LABELS)  # what there is to learn from
     if labels.left:
         typer.echo(
@@ -58,7 +59,7 @@ def train(
         restart=restart,
         patience=60 * patience,
         take_over=take_over,
-        access=Access(private=private),
+        access=access,
     )
     typer.echo(f"done: {settings.steps:,} steps, weights in {results.folder.uri}", err=True)
 

@@ -16,6 +16,7 @@ from saff.errors import RefusedAddressError, UnreadableError
 OBJECT_STORES = S3 | {"gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "obs"}
 LARGEST_FILE = 2 * 2**30  # bytes; no image of max_pixels is larger
 TOO_LARGE = "TooLarge"
+OF_MANIFEST = "manifest "  # begins the source of a run, in run.json, that is a list
 SECONDS = 300.0  # of one download
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 METADATA_NAMES = (
@@ -80,6 +81,21 @@ class Access:
             private=private,
             from_own_list=own == "file",
         )
+
+    @classmethod
+    def of_run(cls, source: str, *, private: bool = False) -> "Access":
+        """What the images of a run may name that a job continues.
+
+        Parameters
+        ----------
+        source : str
+            As it stands in the run's run.json: ``manifest /photos/list.csv``.
+        private : bool
+            As the attribute.
+        """
+        uri = source.removeprefix(OF_MANIFEST)
+        own = bool(uri) and split_uri(uri, signed=True)[0] == "file"
+        return cls(private=private, from_own_list=own)
 
     def for_host(self, host: str) -> "Access":
         """Access to an address whose host a list names, perhaps in its writer's own network."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from saff.access import ANYTHING, Access
+from saff.access import ANYTHING, OF_MANIFEST, Access
 from saff.addresses import is_local, locate, uri_of
 from saff.errors import SettingsError
 from saff.shards import Row
@@ -22,7 +22,6 @@ from saff.storage import (
     with_retries,
 )
 
-OF_MANIFEST = "manifest "
 OF_DISKS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 BESIDE_IMAGES = (  # ends of names: labels, notes and tables that lie among images
     *(".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".tsv"),

@@ -343,3 +343,11 @@ def test_a_server_that_an_own_list_names_is_read_and_leads_to_no_other_host(serv
     assert download(f"{server.url}/good", own) == DATA
     with pytest.raises(RefusedAddressError):
         download(f"{server.url}/good", Access.of_source("s3://bucket/list.csv"))
+
+
+def test_a_run_of_an_own_list_is_continued_and_others_are_not():
+    assert Access.of_run("manifest /photos/list.csv").from_own_list
+    assert Access.of_run("/photos").from_own_list
+    for source in ("manifest s3://bucket/list.csv", "s3://bucket/photos", ""):
+        assert not Access.of_run(source).from_own_list
+    assert Access.of_run("manifest s3://bucket/list.csv", private=True).private

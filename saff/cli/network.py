@@ -20,6 +20,7 @@ from saff.cli.options import (
     SchemeOption,
     TakeOverOption,
     WorkersOption,
+    access_of_run,
     open_source,
     read_config,
     refuse_relative,
@@ -54,7 +55,7 @@ def train(
     refuse_relative(output)
     chosen = read_config(config).training
     folder = Folder.at(output)
-    read_run(folder)
+    access = access_of_run(folder, private=private)
     from saff.cluster.training import train_network
 
     if left := plan_stage(folder).left:
@@ -70,7 +71,7 @@ def train(
         restart=restart,
         patience=60 * patience,
         take_over=take_over,
-        access=Access(private=private),
+        access=access,
     )
     typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
 
@@ -119,13 +120,13 @@ def reinfer(
     for name in (output, *([network] if network else [])):
         refuse_relative(name)
     chosen, folder = read_config(config).inference, Folder.at(output)
-    images_of = None
     if new_images:
         images_of = open_source(
             images, manifest=manifest, output=folder, private=private, schemes=schemes
         )
-    if images_of is None:
-        read_run(folder)
+        access = images_of.access
+    else:
+        images_of, access = None, access_of_run(folder, private=private)
     from saff.cluster.predictions import prediction_job
 
     job = prediction_job(
@@ -133,7 +134,7 @@ def reinfer(
         Folder.at(network) if network else folder,
         chosen,
         source=images_of,
-        access=Access(private=private),
+        access=access,
         workers=workers,
         gpus=gpus,
         restart=restart,

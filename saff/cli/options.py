@@ -12,6 +12,7 @@ from saff.errors import SettingsError
 from saff.layout import Stage
 from saff.lists import read_manifest
 from saff.progress import PATIENCE
+from saff.runs import read_run
 from saff.sources import Source, describe_source, list_images
 from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
 
@@ -214,3 +215,14 @@ def refuse_relative(name: str) -> None:
             f"{name} is relative, and a submitted job runs in a copy that is deleted; give an "
             "absolute path on storage that every node shares, or a URI"
         )
+
+
+def access_of_run(output: Folder, *, private: bool) -> Access:
+    """What the images of a run that a job continues may name.
+
+    Raises
+    ------
+    SettingsError
+        If the folder is not the output of a run.
+    """
+    return Access.of_run(str(read_run(output).get("source", "")), private=private)
