@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from saff.access import Access
 from saff.cli import run_alone
 from saff.cli.options import (
     MINUTES,

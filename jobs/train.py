@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from saff.access import Access
 from saff.cli import run_alone
 from saff.cli.options import (
     MINUTES,
@@ -21,7 +20,6 @@ from saff.cli.options import (
 from saff.cluster.training import train_network
 from saff.layout import Stage
 from saff.plan import plan_stage
-from saff.runs import read_run
 from saff.storage import Folder
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from saff import layout
+from saff.access import OF_MANIFEST
 from saff.addresses import is_local, locate
 from saff.errors import SettingsError
 from saff.layout import OWN_NAMES, PART_SUFFIX
 from saff.rows import parts_of
 from saff.runs import read_run
 from saff.shards import read_column
-from saff.sources import OF_MANIFEST
 from saff.storage import Folder
 
 Inode = tuple[int, int]

@@ -243,7 +243,7 @@ class Cache:
             try:
                 with np.load(path, allow_pickle=False) as arrays:
                     return [arrays[str(row)] for row in rows]
-            except FileNotFoundError:  # not written yet, or just removed to make room
+            except (FileNotFoundError, NotADirectoryError):  # not written yet, or room was made
                 self._fill(part, path)
 
     def _name(self, part: str) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -155,6 +156,25 @@ def one_node(ray_address):
     from clusters import join
 
     join(ray_address)
+
+
+@pytest.fixture
+def mount_disk(tmp_path):
+    """Mount a small disk: ``mount_disk("size=64k")`` gives its folder; it ends with the test."""
+    mounted = []
+
+    def mount(options):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this user may not mount a disk")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
 
 
 # The command line

@@ -140,7 +140,7 @@ def serve(data, address="127.0.0.1"):
 
 @contextmanager
 def serve_proxy(data):
-    """Run a forward proxy that answers every address itself; gives its own and those it was asked."""
+    """Run a forward proxy that answers itself; gives its address and those it was asked for."""
     asked = []
 
     class Proxy(http.server.BaseHTTPRequestHandler):

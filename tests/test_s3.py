@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from odd_server import serve_proxy
 
+from odd_server import serve_proxy
 from saff import edges, saliency, semantic
 from saff.access import Access
 from saff.backbones.efficientnet_lite import packaged

@@ -20,7 +20,11 @@ from saff.manifests import extend_manifest
 from saff.storage import Folder
 
 pytestmark = pytest.mark.s3
-USERS = {"writer": ["Admin", "Read", "Write", "List"], "reader": ["Read"], "nobody": ["Write:other"]}
+USERS = {
+    "writer": ["Admin", "Read", "Write", "List"],
+    "reader": ["Read"],
+    "nobody": ["Write:other"],
+}
 
 
 def free_ports(count):
@@ -60,7 +64,10 @@ def endpoint(tmp_path_factory):
     command += [f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-master.port={master}"]
     command += [f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=20"]
     command += ["-master.volumeSizeLimitMB=64"]
-    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as weed:
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as weed,
+    ):
         url = f"http://127.0.0.1:{s3}"
         try:
             wait_until_it_writes(url)
@@ -102,7 +109,9 @@ def as_user(endpoint, s3_user, monkeypatch):
 
     def change(name):
         s3_user(
-            AWS_ENDPOINT_URL=endpoint, AWS_ACCESS_KEY_ID=name, AWS_SECRET_ACCESS_KEY=f"{name}-secret"
+            AWS_ENDPOINT_URL=endpoint,
+            AWS_ACCESS_KEY_ID=name,
+            AWS_SECRET_ACCESS_KEY=f"{name}-secret",
         )
 
     return change

@@ -277,17 +277,9 @@ def test_batches_come_in_order_from_any_step(loader):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(mount_disk):
     """A disk of 256 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = shutil.which("mount") and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True
-    ).returncode
-    if not mounted:
-        pytest.skip("this user may not mount")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    return mount_disk("size=256k")
 
 
 def test_a_full_disk_makes_room_from_what_was_written_first(labels, small_disk, tmp_path):

@@ -1,5 +1,6 @@
 """Ray on whatever machine this is: what it needs is there, or a line names the variable to set."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -22,37 +23,21 @@ def no_token_of_this_machine(monkeypatch):
 
 
 @pytest.fixture
-def read_only(tmp_path):
+def read_only(mount_disk):
     """A folder that nobody, root included, can write."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = shutil.which("mount") and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", place], capture_output=True
-    ).returncode
-    if not mounted:
-        pytest.skip("this user may not mount")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    return mount_disk("ro,size=64k")
 
 
 @pytest.fixture
-def full(tmp_path):
+def full(mount_disk):
     """A folder of a disk without any room."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = shutil.which("mount") and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True
-    ).returncode
-    if not mounted:
-        pytest.skip("this user may not mount")
-    with open(place / "filler", "wb") as file:
-        try:
-            while file.write(bytes(4096)):
-                file.flush()
-        except OSError:
+    place = mount_disk("size=16k")
+    filler = os.open(place / "filler", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(filler, bytes(4096)):
             pass
-    yield place
-    subprocess.run(["umount", place], check=True)
+    os.close(filler)
+    return place
 
 
 # Folders
@@ -126,7 +111,7 @@ def test_an_address_where_nobody_listens_ends_in_a_line(monkeypatch):
 
 def test_an_address_where_something_else_listens_ends_in_time(monkeypatch):
     monkeypatch.setattr(starting, "RAY_TIMEOUT", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("0.0.0.0", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(SettingsError, match="but not as Ray within 1 s"):
             starting.check_address(address, 1.0)

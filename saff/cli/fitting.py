@@ -22,7 +22,12 @@ from saff.storage import Folder
 
 
 def tables(
-    voc: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Folder VOCdevkit/VOC2012 of the data set.")],
+    voc: Annotated[
+        Path,
+        typer.Option(
+            parser=local_path, metavar="PATH", help="Folder VOCdevkit/VOC2012 of the data set."
+        ),
+    ],
     output: Annotated[
         str, typer.Option(help="Folder or s3:// prefix to write runs, tables and figures to.")
     ],
@@ -53,7 +58,12 @@ def tables(
 def fit_saliency(
     images: Annotated[str, typer.Option(help="Images: a folder, a glob or an s3:// prefix.")],
     truth: Annotated[str, typer.Option(help="Folder of true masks, named like the images.")],
-    output: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Model file to write: saliency.safetensors.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=local_path, metavar="PATH", help="Model file to write: saliency.safetensors."
+        ),
+    ],
     truth_format: TruthFormatOption = TruthFormat.binary,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation.")] = 5,
     trees: Annotated[int, typer.Option(min=1, help="Number of boosted trees.")] = 250,
@@ -79,7 +89,12 @@ def fit_edges(
     boundaries: Annotated[
         str, typer.Option(help="Folder of .mat (BSDS500) or .png files named like the images.")
     ],
-    output: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Model file to write: edges.safetensors.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=local_path, metavar="PATH", help="Model file to write: edges.safetensors."
+        ),
+    ],
     validation_images: Annotated[
         str | None, typer.Option(help="Images to measure the fitted network on.")
     ] = None,

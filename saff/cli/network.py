@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from saff.addresses import local_path
-from saff.access import Access
 from saff.cli.options import (
     MINUTES,
     AllowCodeOption,
@@ -27,7 +26,6 @@ from saff.cli.options import (
 )
 from saff.errors import SettingsError
 from saff.plan import Share, plan_stage
-from saff.runs import read_run
 from saff.storage import Folder
 
 
@@ -149,7 +147,14 @@ def reinfer(
 
 def export_network(
     output: Annotated[str, typer.Argument(help="Output of a run whose network is trained.")],
-    to: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="File to write: model.onnx, or model.pt2 for torch.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            parser=local_path,
+            metavar="PATH",
+            help="File to write: model.onnx, or model.pt2 for torch.",
+        ),
+    ],
     allow_code: AllowCodeOption = None,
 ) -> None:
     """Convert a trained network to one file that runs without saff: ONNX, or torch's format.

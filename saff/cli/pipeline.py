@@ -92,7 +92,9 @@ def run(
 
 
 def demo(
-    output: Annotated[Path, typer.Option(parser=local_path, metavar="PATH", help="Folder to write everything to.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option(parser=local_path, metavar="PATH", help="Folder to write everything to.")
+    ] = Path("demo"),
 ) -> None:
     """Label the photographs that come with scikit-image; write masks, overlays and the report."""
     from saff.demo import run
