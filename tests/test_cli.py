@@ -118,6 +118,14 @@ def test_a_job_that_cannot_run_says_why_in_one_line(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_package_is_a_program_with_the_same_answers(tmp_path):
+    """``python -m saff`` is the command ``saff``, with its messages and exit codes."""
+    command = [sys.executable, "-m", "saff", "label", "missing", "--output", "out"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "saff: no images at missing: no such file, folder or prefix\n"
+
+
 # What label refuses
 
 
