@@ -7,6 +7,8 @@ not closed would swallow the lines after it, and nobody would miss them.
 import csv
 import io
 import os
+import re
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +30,10 @@ from saff.storage import is_folder, with_brief_retries, with_retries
 
 DELIMITERS = (",", "\t", ";", "|")
 SHOWN = 100  # characters of a line that a message quotes
+LONGEST_FIELD = 16 * 2**20  # characters: lists may hold whole pictures beside their addresses
+PACKED = {b"\x1f\x8b": "compressed by gzip", b"PK\3\4": "a ZIP file or a workbook of a spreadsheet"}
+"""How files begin that are taken for lists, and what they are."""
+ADDRESS = re.compile(r"\w+://.+|\S.*\.\w{2,5}")
 ROWS_AT_ONCE = 1024
 NO_DATA = (".", "_")  # begin the names of what lies among Parquet files and is none of them
 
@@ -154,12 +160,25 @@ def _lines_rows(lines: "Lines") -> Iterator[Placed]:
     header, delimiter = _header(lines)
     places = _wanted(header)
     padded = any(name != name.strip() for name in header)  # "image_id, uri"
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=padded)
     for first, record in _records(reader, lines):
         if not any(field.strip() for field in record):
             continue
         where = f"line {first}"
-        _refuse_swallowed(record, lines, first, len(header), delimiter)
+        if lines.number > first:
+            later = (line for value in record for line in _later_lines(value))
+            if any(_is_like_row(line.split(delimiter), len(header), places[1]) for line in later):
+                raise ListError(
+                    f"has a quoted field from {where} to line {lines.number} with lines in it "
+                    f"that look like rows of their own: {lines.shown()}; if they are meant to be "
+                    "one field, write the list as Parquet"
+                )
+        if [name.strip("\ufeff ") for name in record] == [name.strip() for name in header]:
+            raise ListError(
+                f"has its column names a second time in {where}, as two lists in one file have; "
+                "remove that line"
+            )
         extra = [field for field in record[len(header) :] if field.strip()]
         if extra:
             raise ListError(
@@ -170,19 +189,23 @@ def _lines_rows(lines: "Lines") -> Iterator[Placed]:
             raise ListError(f"has too few fields in {where}: {lines.shown()}")
         image_id, uri = (record[place].strip() if padded else record[place] for place in places)
         for name, value in zip(MANIFEST.names, (image_id, uri), strict=True):
-            if value != value.strip() or "\n" in value or "\r" in value:
+            if value != _visible(value) or "\n" in value or "\r" in value:
                 raise ListError(
-                    f"has in {where} the {name} {value!r}, with a space or line break that is "
-                    "hardly meant; remove it, or write the list as Parquet"
+                    f"has in {where} the {name} {value!r}, with a space, a line break or a "
+                    "character without width that is hardly meant; remove it, or write the list "
+                    "as Parquet"
                 )
         yield where, image_id, uri
 
 
 def _decoded(file: Any) -> io.TextIOWrapper:
     """Text of a file in UTF-8, or in UTF-16 with a byte-order mark, as spreadsheets write it."""
-    mark = file.read(2)
+    begin = file.read(4)
     file.seek(0)
-    encoding = "utf-16" if mark in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    for mark, kind in PACKED.items():
+        if begin.startswith(mark):
+            raise ListError(f"is {kind}; expected CSV or Parquet, unpack it or export it")
+    encoding = "utf-16" if begin[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     errors = "strict" if encoding == "utf-16" else "surrogateescape"
     return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
 
@@ -263,20 +286,22 @@ def _records(reader: Any, lines: Lines) -> Iterator[tuple[int, list[str]]]:
         yield first, record
 
 
-def _refuse_swallowed(
-    record: list[str], lines: Lines, first: int, columns: int, delimiter: str
-) -> None:
-    """Refuse a quoted field that runs over lines which look like rows of their own."""
-    if lines.number == first:
-        return
-    for value in record:
-        later = io.StringIO(value, newline=None).read().split("\n")[1:]
-        if any(line.count(delimiter) >= columns - 1 for line in later):
-            raise ListError(
-                f"has a quoted field from line {first} to line {lines.number} with lines in it "
-                f"that look like rows of their own: {lines.shown()}; if they are meant to be one "
-                "field, write the list as Parquet"
-            )
+def _later_lines(value: str) -> list[str]:
+    """Lines of a field but its first."""
+    return io.StringIO(value, newline=None).read().split("\n")[1:]
+
+
+def _is_like_row(fields: list[str], columns: int, uri: int) -> bool:
+    """Whether a line in a quoted field is likely a row that a missing quote has swallowed."""
+    if len(fields) >= columns:
+        return True
+    return len(fields) > uri and bool(ADDRESS.fullmatch(fields[uri].strip(' "')))
+
+
+def _visible(value: str) -> str:
+    """A value without the spaces and the characters without width around it."""
+    shown = [n for n, c in enumerate(value) if not c.isspace() and unicodedata.category(c) != "Cf"]
+    return value[shown[0] : shown[-1] + 1] if shown else ""
 
 
 # Parquet
@@ -343,6 +368,8 @@ class Checker:
 
     def _fault(self, image_id: Any, uri: Any) -> str:
         """What is wrong with a row; empty for a good one, whose protocol is then known."""
+        if not isinstance(image_id, str) or not image_id:
+            return "image_id must be text or a whole number, and not empty"
         if not is_safe_id(image_id):
             return "image_id must be a relative path without '..'"
         if not uri:

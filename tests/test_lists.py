@@ -1,6 +1,7 @@
 """Lists of images: read whole, or refused with the line and what stands there."""
 
 import csv
+import gzip
 import io
 
 import pyarrow as pa
@@ -60,6 +61,12 @@ def test_spaces_around_column_names_go_and_with_them_those_around_values(write, 
         assert read(write(text)) == expected
 
 
+def test_long_and_several_lines_beside_an_address_are_read(write):
+    long = "x" * 1_000_000
+    text = f'image_id,uri,caption\na,/1.jpg,{long}\nb,/2.jpg,"a cat,\nasleep, or so\n\n2.5 years"\n'
+    assert read(write(text)) == [("a", "/1.jpg"), ("b", "/2.jpg")]
+
+
 def test_lines_without_anything_are_passed_over(write, tmp_path):
     path = write("\nimage_id,uri\n\na,0.jpg\n,\n  \nb,1.jpg\n,\n\n")
     assert read(path) == [("a", f"{tmp_path}/0.jpg"), ("b", f"{tmp_path}/1.jpg")]
@@ -95,6 +102,7 @@ def test_a_list_is_known_by_its_content_not_by_its_name(tmp_path, write):
     pq.write_table(pa.table({"image_id": ["a"], "uri": ["/a"]}), tmp_path / "list.bin")
     assert read(tmp_path / "list.bin") == [("a", "/a")]
     assert read(write("image_id\turi\na\t/a\n", "list.tsv")) == [("a", "/a")]
+    assert read(write("PK,image_id,uri\n1,a,/a\n", "list.zip")) == [("a", "/a")]
 
 
 FIELDS = st.text(
@@ -137,6 +145,19 @@ def test_what_a_program_writes_is_read_whole_or_refused(tmp_path_factory, rows):
             'id\n1,1.jpg,"one\n2,2.jpg,two\n3,3.jpg,three"\n',
             ["line 2 to line 4", "'1,1.jpg,\"o"],
         ),
+        (
+            'id\n1,1.jpg,"one\n2,2.jpg\n3,3.jpg",\n',
+            ["line 2 to line 4", "look like rows", "'1,1.jpg,\"o"],
+        ),
+        (
+            'id\n1,1.jpg,"one\n2,https://host/2\n"\n',
+            ["line 2 to line 4", "look like rows"],
+        ),
+        ("id\n1,1.jpg,x\nid\n2,2.jpg,x\n", ["column names a second time in line 3"]),
+        ("id\n1,1.jpg,x\n\ufeffid\n2,2.jpg,x\n", ["column names a second time in line 3"]),
+        ("id\n1,1.jpg\u200b,x\n", ["line 2", r"the uri '1.jpg\u200b'", "without width"]),
+        ("id\n1,1.jpg,x\n\ufeff2,2.jpg,x\n", ["line 3", r"the image_id '\ufeff2'"]),
+        ("id\n\u200b,1.jpg,x\n", ["line 2", r"'\u200b'"]),
         ("id\n1,1.jpg,x\n2,2.jpg,x,y\n", ["4 fields in line 3", "expected 3", "'y'"]),
         ("id\n1,1.jpg,x\n2\n", ["line 3", "'2'"]),
         ("id\n1,1.jpg\n,2.jpg,x\n", ["line 3", "image_id=''"]),
@@ -153,7 +174,7 @@ def test_what_a_program_writes_is_read_whole_or_refused(tmp_path_factory, rows):
     ],
 )
 def test_the_line_and_what_stands_there_are_named(write, text, words):
-    said = refusal(write(text.replace("id\n", "image_id,uri,caption\n", 1)))
+    said = refusal(write(text.replace("id\n", "image_id,uri,caption\n")))
     for word in words:
         assert word in said
 
@@ -161,6 +182,23 @@ def test_the_line_and_what_stands_there_are_named(write, text, words):
 def test_a_line_that_is_not_utf_8_is_named(write):
     said = refusal(write("image_id,uri\na,1.jpg\nb,ü.jpg\n", encoding="latin-1"))
     assert said == r"the manifest LIST is not UTF-8 in line 3: 'b,\xfc.jpg'; save it as UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("pack", "words"),
+    [(gzip.compress, "is compressed by gzip"), (lambda text: b"PK\3\4" + text, "a ZIP file or")],
+)
+def test_a_list_that_is_packed_is_named(write, pack, words):
+    said = refusal(write(pack(b"image_id,uri\na,1.jpg\n"), "list.csv.gz"))
+    assert words in said
+    assert "expected CSV or Parquet" in said
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.binary()])
+def test_names_of_another_kind_are_refused(tmp_path, kind):
+    table = pa.table({"image_id": pa.array([1, 0]).cast(pa.string()).cast(kind), "uri": ["a", "b"]})
+    pq.write_table(table, tmp_path / "list.parquet")
+    assert "image_id must be text or a whole number" in refusal(tmp_path / "list.parquet")
 
 
 def test_many_lines_before_a_fault_are_counted(write):
