@@ -26,7 +26,8 @@ are of one of five formats:
 ``alpha``
     Pixels that are at least half opaque are foreground: cut-outs.
 
-EXIF orientation is applied, as it is to photographs.
+EXIF orientation is applied, as it is to photographs.  A file of several pictures (pages, frames) is
+refused.
 """
 
 import os
@@ -112,6 +113,11 @@ def read_truth(
     if samples.format not in LOSSLESS:
         raise SettingsError(
             f"it is a {samples.format} file, whose compression may change values; save it as PNG"
+        )
+    if samples.several:
+        raise SettingsError(
+            "it holds several pictures, pages or frames, of which any could be the mask; save the "
+            "mask as a file of its own"
         )
     if truth_format == "voc":
         return _voc(samples)

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 from hypothesis import given, settings, strategies as st
 
 from saff.errors import SettingsError
@@ -264,6 +265,29 @@ def test_lossy_files_are_refused(file_format, truth_format):
     assert refusal(data, truth_format) == (
         f"it is a {file_format} file, whose compression may change values; save it as PNG"
     )
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "GIF", "PNG"])
+@pytest.mark.parametrize("truth_format", ["binary", "half", "voc", "nonzero", "alpha"])
+def test_a_file_of_several_pictures_is_refused(file_format, truth_format):
+    first, second = (PIL.Image.fromarray(grey(mask)) for mask in (DISC * 255, ~DISC * 255))
+    data = saved(first, file_format, save_all=True, append_images=[second])
+    assert "it holds several pictures, pages or frames" in refusal(data, truth_format)
+
+
+def test_a_thumbnail_beside_a_mask_is_no_second_picture():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(grey(DISC * 255), subifds=1)
+        writer.write(grey(DISC * 255)[::2, ::2], subfiletype=1)
+        writer.write(grey(DISC * 255)[::3, ::3], subfiletype=1)
+    assert_disc(file.getvalue())
+
+
+@pytest.mark.parametrize("end", [b";", b"", b"!", b"!\xfe\3abc\0"])
+def test_what_follows_a_frame_and_is_no_frame_does_not_matter(end):
+    data = saved(PIL.Image.fromarray(grey(DISC * 255)), "GIF")
+    assert_disc(data.removesuffix(b";") + end)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def read_samples(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sample
     upright = _UPRIGHT[file.orientation]
     values = np.ascontiguousarray(upright(samples.values))
     alpha = None if samples.alpha is None else np.ascontiguousarray(upright(samples.alpha))
-    return dataclasses.replace(samples, values=values, alpha=alpha)
+    return dataclasses.replace(samples, values=values, alpha=alpha, several=file.several)
 
 
 def load(file: PictureFile, max_pixels: int) -> PIL.Image.Image:

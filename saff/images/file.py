@@ -34,6 +34,8 @@ class PictureFile(NamedTuple):
     picture: a tile of a TIFF file, a picture before it is cropped."""
     layout: str = ""
     """The samples of a TIFF file in words, should Pillow not know them."""
+    several: bool = False
+    """Whether other pictures follow the one that is read: pages of TIFF, frames of GIF or PNG."""
     endless: bytes = b""
     """A JPEG file without an end: whole only if nothing that follows changes the picture."""
 

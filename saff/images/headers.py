@@ -53,7 +53,7 @@ def _read_png(data: bytes) -> PictureFile:
     kept = bytearray(data[:8])
     key: tuple[int, ...] = ()
     channels = {0: 1, 2: 3}.get(colour, 0)
-    orientation = 1
+    orientation, frames = 1, 1
     position = 8
     view = memoryview(data)
     whole = False
@@ -72,6 +72,8 @@ def _read_png(data: bytes) -> PictureFile:
                 kept += view[position:end]
             if name == b"tRNS" and channels and length >= 2 * channels and end <= len(data):
                 key = struct.unpack_from(f">{channels}H", data, position + 8)
+        elif name == b"acTL" and 20 <= end - position <= len(data) - position:
+            (frames,) = struct.unpack_from(">I", data, position + 8)
         whole = name == b"IEND" and end <= len(data)
         position = end
     return PictureFile(
@@ -85,6 +87,7 @@ def _read_png(data: bytes) -> PictureFile:
         colour,
         deep_colour=depth == 16 and colour != 0,
         key=key,
+        several=frames > 1,
     )
 
 
@@ -148,7 +151,20 @@ def _read_gif(data: bytes) -> PictureFile:
         end = _gif_blocks_end(data, position + 11 + _gif_palette_size(flags))
     except IndexError:
         return PictureFile("GIF", bytes(kept + data[position:]), width, height, whole=False)
-    return PictureFile("GIF", bytes(kept + data[position:end] + b";"), width, height)
+    several = _gif_has_frame(data, end)
+    return PictureFile(
+        "GIF", bytes(kept + data[position:end] + b";"), width, height, several=several
+    )
+
+
+def _gif_has_frame(data: bytes, position: int) -> bool:
+    """Whether a frame follows, after any extensions; what is broken there does not matter."""
+    try:
+        while data[position] == 0x21:
+            position = _gif_blocks_end(data, position + 2)
+        return data[position] == 0x2C
+    except IndexError:
+        return False
 
 
 _GRAPHIC_CONTROL = 0xF9

@@ -29,6 +29,8 @@ class Samples:
     alpha: AnyArray | None = None
     """uint8 or uint16 (H, W) if the file has transparency: 0 is clear, the type's maximum opaque.
     A transparent palette entry or colour key counts as well."""
+    several: bool = False
+    """Whether the file holds other pictures than this, its first."""
 
 
 def to_rgb(file: PictureFile, picture: PIL.Image.Image) -> AnyArray:

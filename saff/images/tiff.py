@@ -63,6 +63,7 @@ def read_tiff(data: bytes) -> PictureFile:
         raise truncated("TIFF")
     _refuse_sensor_data(data, directories)
     start = _find_picture(directories).start
+    several = sum(map(_is_full, directories)) > 1
     picture = read_directory(data, layout, start, {**_PIXELS, ORIENTATION: 1})
     kept = dict(picture.entries)
     orientation = _one(kept.pop(ORIENTATION, None))  # or Pillow would apply it as well
@@ -71,7 +72,8 @@ def read_tiff(data: bytes) -> PictureFile:
         orientation = _one(first.entries.get(ORIENTATION))
     file = _read_picture(data, layout, kept)
     data = _keep_directory(data, layout, start, kept)
-    return file._replace(data=data, orientation=orientation if 1 <= orientation <= 8 else 1)
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    return file._replace(data=data, orientation=orientation, several=several)
 
 
 def _one(entry: Entry | None) -> int:
