@@ -19,6 +19,17 @@ TOO_LARGE = "TooLarge"
 OF_MANIFEST = "manifest "  # begins the source of a run, in run.json, that is a list
 SECONDS = 300.0  # of one download
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+NOT_PUBLIC = tuple(  # beside what Python knows, which depends on its version
+    map(
+        ipaddress.ip_network,
+        (
+            "192.0.0.0/24",  # of protocols; metadata of Oracle's cloud
+            "168.63.129.16/32",  # services of Azure for its machines
+            "64:ff9b:1::/48",  # gateways of a network of one's own
+            "::/96",  # IPv4 in IPv6, as it was once written
+        ),
+    )
+)
 METADATA_NAMES = (
     *("metadata", "metadata.google.internal"),
     *("instance-data", "instance-data.ec2.internal"),
@@ -140,6 +151,8 @@ def is_public(address: str) -> bool:
         for inner in (found.ipv4_mapped, found.sixtofour, _nat64(found)):
             if inner is not None:
                 return is_public(str(inner))
+    if any(found in network for network in NOT_PUBLIC):
+        return False
     return found.is_global and not found.is_multicast
 
 
