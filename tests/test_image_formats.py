@@ -103,6 +103,9 @@ NO_PICTURES = {
     "an audio file": [b"ID3\3\0", b"fLaC\0\0\0\x22", b"RIFF\x10\0\0\0WAVEfmt ", ftyp(b"M4A ")],
     "an Ogg audio or video file": [b"OggS\0\2"],
     "a ZIP archive": [b"PK\3\4...."],
+    "the pointer that Git LFS puts in a file's place": [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
+    ],
     "a gzip archive": [b"\x1f\x8b\x08...."],
     "a tar archive": [b"photos/".ljust(257, b"\0") + b"ustar\00000"],
     "a Parquet file": [b"PAR1\x15\4"],
@@ -117,7 +120,6 @@ NO_PICTURES = {
         b"P1\n",
         b"GIF89 is not it",
         b"SIMPLE words",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n",
         b"\xfe\xff" + "soup".encode("utf-16-be"),
         b"moo\n",
     ],
@@ -187,6 +189,18 @@ def test_a_first_picture_that_is_full_is_taken_whatever_follows(order, big):
     larger = np.zeros((80, 90, 3), np.uint8)
     file = Tiff(order, big).directory(PICTURE, following=1, inside=[2]).directory(larger)
     np.testing.assert_array_equal(decode(file.directory(THUMBNAIL, t254=1).bytes()), PICTURE)
+
+
+@LAYOUTS
+def test_a_first_picture_inside_which_a_larger_one_lies_is_a_thumbnail(order, big):
+    file = Tiff(order, big).directory(THUMBNAIL, inside=[2, 1], following=3)
+    file.directory(PICTURE).directory(THUMBNAIL[:5]).directory(THUMBNAIL + 9)
+    np.testing.assert_array_equal(decode(file.bytes()), PICTURE)
+    file = Tiff(order, big).directory(PICTURE, inside=[1]).directory(THUMBNAIL)
+    np.testing.assert_array_equal(decode(file.bytes()), PICTURE)
+    larger = np.zeros((80, 90, 3), np.uint8)
+    file = Tiff(order, big).directory(PICTURE, inside=[1]).directory(larger, t254=1)
+    np.testing.assert_array_equal(decode(file.bytes()), PICTURE)
 
 
 @LAYOUTS
@@ -408,6 +422,11 @@ def test_thousands_of_scans_are_refused():
     kind, message = refusal(file[:-2] + last * 5000 + b"\xff\xd9")
     assert kind == "unsupported"
     assert "a JPEG file of 501" in message.replace("5010", "501")
+
+
+def test_jpeg_ls_is_unsupported():
+    file = pillow(PICTURE, "JPEG").replace(b"\xff\xc0", b"\xff\xf7", 1)
+    assert refusal(file)[1].startswith("image is a JPEG-LS file; expected ")
 
 
 def test_hierarchical_jpegs_are_unsupported():

@@ -61,6 +61,8 @@ class Directory(NamedTuple):
     following: int = 0
     whole: bool = True
     """False if the directory lies beyond the end of the file."""
+    inner: bool = False
+    """Whether it lies inside another one."""
 
     def values(self, tag: int) -> tuple[int, ...]:
         """Give the values of an entry; none if it is missing or holds no whole numbers."""
@@ -122,17 +124,18 @@ def walk_directories(data: bytes, layout: Layout, tags: Mapping[int, int]) -> It
 
     Each is given once, however they refer to each other, and no more than 64 of them.
     """
-    waiting = [layout.start]
+    waiting = [(layout.start, False)]
     known = {0}
     while waiting and len(known) <= _MOST_DIRECTORIES:
-        start = waiting.pop()
+        start, inner = waiting.pop()
         if start in known:
             continue
         known.add(start)
         wanted = {**tags, SUB_DIRECTORIES: _MOST_DIRECTORIES}
-        directory = read_directory(data, layout, start, wanted)
+        directory = read_directory(data, layout, start, wanted)._replace(inner=inner)
         yield directory
-        waiting += [directory.following, *reversed(directory.values(SUB_DIRECTORIES))]
+        waiting.append((directory.following, inner))
+        waiting += [(place, True) for place in reversed(directory.values(SUB_DIRECTORIES))]
 
 
 def read_orientation(exif: bytes) -> int:

@@ -37,6 +37,8 @@ def read_jpeg(data: bytes) -> PictureFile:
             continue
         if marker == 0xDA:  # start of the first scan; from here on everything is picture
             break
+        if marker == 0xF7:
+            raise unsupported("a JPEG-LS file", "a baseline or progressive JPEG file")
         if marker == 0xD9:
             raise corrupt("JPEG", "it has no picture")
         (length,) = struct.unpack_from(">H", data, position + 2)

@@ -80,6 +80,7 @@ NO_PICTURES = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"ID3": "an audio file",
     b"fLaC": "an audio file",
+    b"version https://git-lfs": "the pointer that Git LFS puts in a file's place",
     b"OggS": "an Ogg audio or video file",
 }
 _RIFF = {b"AVI ": ("unsupported", "an AVI video"), b"WAVE": ("not_an_image", "an audio file")}

@@ -1,5 +1,6 @@
 """TIFF files: which of their directories holds the picture, and what a decoder needs of it."""
 
+import itertools
 import operator
 import struct
 from collections.abc import Sequence
@@ -99,8 +100,14 @@ def _refuse_sensor_data(data: bytes, directories: Sequence[Directory]) -> None:
 
 
 def _find_picture(directories: Sequence[Directory]) -> Directory:
-    """Take the first directory, unless it says that it is a thumbnail, a mask or the like."""
+    """Take the first directory, unless it is a thumbnail, a mask or the like.
+
+    It is one if it says so, or if a larger picture lies inside it.
+    """
     first = directories[0]
+    inside = itertools.takewhile(operator.attrgetter("inner"), directories[1:])
+    if larger := [d for d in inside if _is_full(d) and _area(d) > _area(first)]:
+        return larger[0]
     if _is_full(first):
         return first
     for directory in directories:
