@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from saff import verification
 from saff.cluster import map_parts
 from saff.cluster.labels import encode_label
 from saff.cluster.predictions import PredictPart, describe_predictions, encode_prediction
@@ -587,6 +588,46 @@ def test_one_pixel_is_a_difference(finished, split_otherwise):
         "'rocket ü.png': pseudo_labels differ in confidence, quality",
         "other content: 1 image",
     ]
+
+
+def test_how_far_two_outputs_lie_apart_is_measured(finished, split_otherwise):
+    pixels = changed = apart = 0
+    shares = []
+    for name in (FIRST, SECOND):
+        rows = shard(split_otherwise, name)
+        for number, row in enumerate(rows[:2]):
+            if row["error"]:
+                continue
+            before = decode_png(row["confidence"])
+            after = before.copy()
+            after[number, : 9 + number] = 255 - after[number, : 9 + number]
+            row |= {"confidence": encode_png(after)}
+            row |= {"pseudo_label": encode_png((after >= 128).astype(np.uint8))}
+            flipped = np.count_nonzero((before >= 128) != (after >= 128))
+            pixels, changed = pixels + before.size, changed + flipped
+            shares.append(flipped / before.size)
+            apart = max(apart, np.abs(after.astype(int) - before).max())
+        rewrite(split_otherwise, rows, name)
+    assert len(shares) > 1
+    verdict = verify(finished, split_otherwise)
+    (said,) = [line for line in verdict.lines if "measured" in line]
+    assert said == (
+        f"pseudo_labels: {len(shares)} images measured: masks differ at {changed / pixels:.4%} of "
+        f"their pixels, at most {max(shares):.4%} of one image; confidence differs by at most "
+        f"{apart} of 255"
+    )
+    assert verdict.lines.index(said) == 2
+
+
+def test_a_limited_number_of_images_is_measured(finished, split_otherwise, monkeypatch):
+    monkeypatch.setattr(verification, "MOST_MEASURED", 1)
+    for name in (FIRST, SECOND):
+        rows = shard(split_otherwise, name)
+        changes = [{} if row["error"] else {"fallback": "another"} for row in rows]
+        rewrite(split_otherwise, [a | b for a, b in zip(rows, changes, strict=True)], name)
+    verdict = verify(finished, split_otherwise)
+    assert verdict.differing > 1
+    assert verdict.distances["pseudo_labels"].images == 1
 
 
 def test_an_image_that_one_lacks(finished, split_otherwise):

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, TypeAlias
 
-import pyarrow as pa
-
 from saff import layout
 from saff.access import ANYTHING, Access
 from saff.errors import SettingsError
@@ -24,10 +22,12 @@ from saff.sources import source_option
 from saff.storage import Folder, with_brief_retries
 from saff.verification.catalogue import Catalogue
 from saff.verification.descriptions import description, description_faults
-from saff.verification.files import schema_of, stored_rows
+from saff.verification.differences import describe_difference, measure_differences
 from saff.verification.findings import Findings, Totals, Verdict, counted, shown
 from saff.verification.parts import VerifyPart
-from saff.verification.rows import differing_columns, examine
+
+MOST_DIFFERENCES = 10  # described; the others are counted
+MOST_MEASURED = 1000  # images whose maps are compared pixel by pixel
 
 Mapper: TypeAlias = Callable[[Any, list[str]], Iterable[dict[str, Any]]]
 
@@ -94,9 +94,13 @@ def verify(
             found.append(findings)
         if other is None:
             return Verdict(found)
-        differing, first = catalogue.differing()
-        lines = [_difference(image_id, catalogue, outputs, stages) for image_id in first]
-    return Verdict(found, differing, [shown(line) for line in lines])
+        differing, first = catalogue.differing(MOST_MEASURED)
+        distances = measure_differences(first, catalogue, outputs, stages)
+        lines = [
+            describe_difference(image_id, catalogue, outputs, stages)
+            for image_id in first[:MOST_DIFFERENCES]
+        ]
+    return Verdict(found, differing, [shown(line) for line in lines], distances)
 
 
 def _run_of(output: Folder) -> Row:
@@ -170,34 +174,3 @@ def command(output: Folder, run: Row, stage: str) -> str:
         return f"saff run {images} {where}"
     new = f" --network RUN {images}" if "network" in run else ""
     return f"saff reinfer {where}{new}"
-
-
-# Two outputs
-
-
-def _difference(
-    image_id: str, catalogue: Catalogue, outputs: Sequence[Folder], stages: Sequence[str]
-) -> str:
-    """In what an image differs between two outputs."""
-    places = catalogue.find(image_id)
-    if len(places) == 1:
-        (there,) = places
-        return f"{image_id!r} is not in {outputs[1 - there].uri}"
-    found_differences = []
-    for number, stage in enumerate(stages):
-        one, other = (places[output][1][number] for output in (0, 1))
-        if one and other and one != other:
-            found = [
-                _content(folder / stage, places[output][0], image_id, schema_of(stage))
-                for output, folder in enumerate(outputs)
-            ]
-            found_differences.append(f"{stage} differ in {', '.join(differing_columns(*found))}")
-        elif one != other:
-            lacking = outputs[0 if other else 1]
-            found_differences.append(f"{stage} are not in {lacking.uri}")
-    return f"{image_id!r}: {'; '.join(found_differences)}"
-
-
-def _content(folder: Folder, part: str, image_id: str, schema: pa.Schema) -> Row:
-    rows = stored_rows(folder, part, schema)
-    return next(examine(row)[0] for row in rows if row["image_id"] == image_id)

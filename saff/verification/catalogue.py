@@ -3,8 +3,6 @@
 import json
 import sqlite3
 
-MOST_DIFFERENCES = 10  # described; the others are counted
-
 
 class Catalogue:
     """Which images outputs hold, with digests of their results; in a temporary database.
@@ -37,11 +35,11 @@ class Catalogue:
         )
         return {output: (part, json.loads(digests)) for output, part, digests in self.table}
 
-    def differing(self) -> tuple[int, list[str]]:
+    def differing(self, most: int) -> tuple[int, list[str]]:
         """Count the images that two outputs do not share, and give the first of their ids."""
         self.table.execute(
             "SELECT image_id FROM images GROUP BY image_id "
             "HAVING count(*) < 2 OR min(digests) <> max(digests) ORDER BY image_id"
         )
-        first = [image_id for (image_id,) in self.table.fetchmany(MOST_DIFFERENCES)]
+        first = [image_id for (image_id,) in self.table.fetchmany(most)]
         return len(first) + sum(1 for _ in self.table), first

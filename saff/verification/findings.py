@@ -4,7 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from saff.errors import printable
+from saff.shards import Row
 
 MOST_FAULTS = 20  # described; the others are counted
 MOST_CHARACTERS = 500  # of a line
@@ -99,6 +102,54 @@ class Findings:
         return self.faults.lines + [shown(line) for line in (summary, *commands)]
 
 
+@dataclass(slots=True)
+class Distance:
+    """How far the maps of two outputs lie apart, over the images of a stage that differ.
+
+    Attributes
+    ----------
+    images : int
+        Images that were compared pixel by pixel.
+    pixels, changed : int
+        Pixels of their masks, and those that are foreground in one output alone.
+    largest_share : float
+        Largest share of changed pixels in one image, in [0, 1].
+    confidence : int
+        Largest difference of a confidence, of 255.
+    """
+
+    images: int = 0
+    pixels: int = 0
+    changed: int = 0
+    largest_share: float = 0.0
+    confidence: int = 0
+
+    def add(self, one: Row, other: Row) -> None:
+        """Take in an image, if both of its rows hold maps of one size."""
+        maps = [(row["confidence"], row["pseudo_label"]) for row in (one, other)]
+        if len({getattr(found, "shape", None) for pair in maps for found in pair}) != 1:
+            return
+        (confidence, mask), (other_confidence, other_mask) = maps
+        if not isinstance(mask, np.ndarray):  # an error in both
+            return
+        changed = int(np.count_nonzero(mask != other_mask))
+        apart = np.maximum(confidence, other_confidence) - np.minimum(confidence, other_confidence)
+        self.images += 1
+        self.pixels += mask.size
+        self.changed += changed
+        self.largest_share = max(self.largest_share, changed / mask.size)
+        self.confidence = max(self.confidence, int(apart.max()))
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return (
+            f"{counted(self.images, 'image')} measured: masks differ at "
+            f"{self.changed / max(self.pixels, 1):.4%} of their pixels, at most "
+            f"{self.largest_share:.4%} of one image; confidence differs by at most "
+            f"{self.confidence} of 255"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What :func:`verify` gives.
@@ -111,11 +162,14 @@ class Verdict:
         Images that differ between two outputs.
     differences : list of str
         The first of them, a line each.
+    distances : dict of str to Distance
+        By how much their maps differ, for each stage in which they do.
     """
 
     outputs: list[Findings]
     differing: int = 0
     differences: list[str] = field(default_factory=list)
+    distances: dict[str, Distance] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -128,6 +182,7 @@ class Verdict:
         lines = [line for found in self.outputs for line in found.lines]
         if len(self.outputs) == 1:
             return lines
+        lines += [f"{stage}: {distance}" for stage, distance in self.distances.items()]
         lines += self.differences + and_more(self.differing - len(self.differences))
         if not self.differing:
             return [*lines, "same content"]
