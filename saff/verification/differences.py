@@ -24,8 +24,8 @@ def measure_differences(
         places = catalogue.find(image_id)
         if len(places) < 2:
             continue
-        for stage, one, other in zip(stages, places[0][1], places[1][1], strict=True):
-            if one and other and one != other:
+        for stage, *digests in zip(stages, places[0][1], places[1][1], strict=True):
+            if all(digests) and digests[0] != digests[1]:
                 differing[stage].append((places[0][0], places[1][0], image_id))
     distances = {}
     for stage, images in differing.items():
