@@ -203,6 +203,9 @@ class Inference:
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
     or the best cut of its colours near the outline (``saff.outlines``)."""
+    foreground_found_above: Share = 0.91
+    """Mean confidence of the 1 % of pixels that have most of it, below which an image counts as one
+    without any foreground and its mask is empty; in [0, 1], 0 leaves every mask as it is."""
     max_pixels: Count = 100_000_000
     """Images whose header announces more pixels are refused before decoding."""
 
@@ -353,7 +356,12 @@ def paper() -> Config:
             ema_decay=0.0,
             checkpoint_interval=1000,
         ),
-        inference=Inference(input_sides=(384, 512, 640), horizontal_flip=False, refinement="none"),
+        inference=Inference(
+            input_sides=(384, 512, 640),
+            horizontal_flip=False,
+            refinement="none",
+            foreground_found_above=0.0,
+        ),
     )
 
 

@@ -17,8 +17,8 @@ from saff import layout, metrics
 from saff.errors import SettingsError
 from saff.images import DEFAULT_MAX_PIXELS
 from saff.layout import PART_SUFFIX
-from saff.metrics import Evaluation, Measures
-from saff.rows import decode_map
+from saff.metrics import HALF, Evaluation, Measures
+from saff.rows import decode_map, has_foreground, with_answer
 from saff.runs import read_run, stage_digest
 from saff.shards import Row, read_all_rows, read_rows
 from saff.storage import Folder, read_each, with_brief_retries
@@ -26,6 +26,8 @@ from saff.truth import Masks, TruthFormat, read_mask
 
 COLUMNS = ["image_id", "height", "width", "confidence"]
 WAVE_BYTES = 32 * 2**20  # of names of masks, sent to the cluster at a time
+# What a part counts, and what it is called in metrics.json below nothing_found
+EMPTY_MASKS = {"empty_masks": "images", "rightly_empty": "without_foreground"}
 NAMED = 5  # of the masks at fault
 FIRST = 3  # of what is left out
 
@@ -79,8 +81,10 @@ class EvaluatePart:
 
     Attributes
     ----------
-    shards : Folder
-        Folder of the stage.
+    output : Folder
+        A run.
+    stage : str
+        Folder of the parts in it.
     masks : Folder
         Folder of the true masks.
     truth_format : str
@@ -91,7 +95,8 @@ class EvaluatePart:
         See :data:`saff.metrics.Measures`.
     """
 
-    shards: Folder
+    output: Folder
+    stage: str
     masks: Folder
     truth_format: TruthFormat
     normalise: bool
@@ -103,14 +108,17 @@ class EvaluatePart:
         Returns
         -------
         sums : dict
-            The fields of an Evaluation, sums flattened; ``left_out``, JSON of counts and names.
+            The fields of an Evaluation, sums flattened; ``left_out``, JSON of counts and names;
+            ``empty_masks`` and ``rightly_empty`` count images.
         """
         evaluation = Evaluation(normalise=self.normalise, measures=self.measures)
         out = _nothing("no_foreground", "size", "unreadable")
-        images = read_all_rows(self.shards, row["part"], COLUMNS)
+        empty = dict.fromkeys(EMPTY_MASKS, 0)
+        columns = with_answer(COLUMNS, self.stage)
+        images = read_all_rows(self.output / self.stage, row["part"], columns)
         for number, (image, mask) in enumerate(zip(images, json.loads(row["masks"]), strict=True)):
             if mask is not None:
-                fault, reason = self._measure(evaluation, image, mask)
+                fault, reason = self._measure(evaluation, image, mask, empty)
                 if fault:
                     out[fault].add(Named(row["part"], number, mask, reason))
         return {
@@ -118,10 +126,13 @@ class EvaluatePart:
             "images": evaluation.images,
             "skipped": evaluation.skipped,
             "best_thresholds": evaluation.best_thresholds,
+            **empty,
             **evaluation.sums,
         }
 
-    def _measure(self, evaluation: Evaluation, image: Row, mask: str) -> tuple[str, str]:
+    def _measure(
+        self, evaluation: Evaluation, image: Row, mask: str, empty: dict[str, int]
+    ) -> tuple[str, str]:
         """Take an image in, or give the kind of fault that its mask has, and the reason."""
         shape = (image["height"], image["width"])
         limit = max(DEFAULT_MAX_PIXELS, shape[0] * shape[1])
@@ -133,8 +144,13 @@ class EvaluatePart:
             (height, width), (rows, columns) = truth.mask.shape, shape
             return "size", f"it is {width} x {height}, its image {columns} x {rows}"
         skipped = evaluation.skipped
-        evaluation.add(decode_map(image, "confidence"), truth.mask, truth.valid)
-        return ("no_foreground" if evaluation.skipped > skipped else "", "")
+        confidence, found = decode_map(image, "confidence"), has_foreground(image)
+        evaluation.add(confidence, truth.mask, truth.valid, foreground_found=found)
+        without = evaluation.skipped > skipped
+        if not (found and (confidence >= HALF).any()):
+            empty["empty_masks"] += 1
+            empty["rightly_empty"] += without
+        return ("no_foreground" if without else "", "")
 
 
 def _nothing(*reasons: str) -> dict[str, LeftOut]:
@@ -198,8 +214,9 @@ def evaluate(
     summary : dict
         As in metrics.json.  ``rows`` counts the images of the stage; ``left_out`` has a ``count``
         and the ``first`` three for each reason of :data:`REASONS` and for
-        ``masks_without_image``; ``parts_to_do`` counts the parts of the manifest that the stage
-        does not have yet.
+        ``masks_without_image``; ``nothing_found`` counts the ``images`` whose mask is empty, and
+        those of them that are ``without_foreground`` in truth, too; ``parts_to_do`` counts the
+        parts of the manifest that the stage does not have yet.
 
     Raises
     ------
@@ -221,11 +238,14 @@ def evaluate(
     _refuse_few(
         max(0, rows - sum(out[reason].count for reason in REASONS)), rows, truth, out, partial
     )
-    task = EvaluatePart(output / stage, masks.folder, truth_format, normalise, measures)
+    task = EvaluatePart(output, stage, masks.folder, truth_format, normalise, measures)
+    nothing_found = dict.fromkeys(EMPTY_MASKS.values(), 0)
     whole = Evaluation(normalise=normalise, measures=measures)
     for wave in _waves(masks, output / stage, parts):
         for sums in map_parts(task, wave):
             whole = _add(whole, sums)
+            for name, counted in EMPTY_MASKS.items():
+                nothing_found[counted] += int(sums[name])
             for fault, (count, first) in json.loads(sums["left_out"]).items():
                 out[fault].merge(LeftOut(count, [Named(*named) for named in first]))
     _refuse_faults(truth, out)
@@ -243,6 +263,7 @@ def evaluate(
             }
             for reason in (*REASONS, "masks_without_image")
         },
+        "nothing_found": nothing_found,
         "parts_to_do": len(to_do),
         "digest": stage_digest(output, stage),
     }
@@ -258,6 +279,15 @@ def describe_left_out(summary: Row) -> list[str]:
     """Say in lines what a summary has left out, and why; no line if it is complete."""
     found = {reason: summary["left_out"][reason] for reason in (*REASONS, "masks_without_image")}
     return [_line(reason, f["count"], f["first"]) for reason, f in found.items() if f["count"]]
+
+
+def describe_nothing_found(summary: Row) -> str:
+    """Say in a line how many measured images have an empty mask; empty if none has."""
+    found = summary["nothing_found"]
+    if not found["images"]:
+        return ""
+    right = f"{found['without_foreground']:,} of them without foreground in truth, too"
+    return f"nothing found in {_count(found['images'], 'image')}, {right}"
 
 
 def _line(reason: str, count: int, first: list[str]) -> str:

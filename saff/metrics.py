@@ -253,10 +253,25 @@ class Evaluation:
         self.sums = {name: np.zeros(256, np.int64) for name in _CURVES}
         self.sums |= {name: np.zeros((), np.int64) for name in figures}
 
-    def add(self, confidence: AnyArray, truth: AnyArray, valid: AnyArray | None = None) -> None:
+    def add(
+        self,
+        confidence: AnyArray,
+        truth: AnyArray,
+        valid: AnyArray | None = None,
+        *,
+        foreground_found: bool = True,
+    ) -> None:
         """Take in one image; the arguments, and the errors, are those of `precision_recall`.
 
         Truth without foreground is not an error here: the image is counted in `skipped`.
+
+        Parameters
+        ----------
+        confidence, truth, valid
+            As for `precision_recall`.
+        foreground_found : bool
+            False: the mask is empty whatever the confidence.  That counts in ``iou``, ``accuracy``,
+            ``f_at_half`` and ``boundary_f``, which are of the mask.
         """
         counts = level_counts(confidence, truth, valid)
         if not counts[1].any():
@@ -273,14 +288,15 @@ class Evaluation:
             "adaptive_f": curve.f[adaptive],
             "e": e,
             "adaptive_e": e[adaptive],
-            "f_at_half": Curve(*_precision_recall(counts), self.beta_squared).f[HALF],
-            **_at_half(counts),
+            "mae": _mean_absolute_error(counts),
+            **_of_mask(counts if foreground_found else _at_level_0(counts), self.beta_squared),
         }
         if self.measures == "all":
             shown = _stretch(confidence, counts) if self.normalise else confidence
             figures["s_measure"] = s_measure(shown, truth, valid)
             figures["weighted_f"] = weighted_f(shown, truth, valid)
-            figures["boundary_f"] = boundary_f(confidence >= HALF, truth, valid)
+            mask = (confidence >= HALF) & foreground_found
+            figures["boundary_f"] = boundary_f(mask, truth, valid)
         for name, figure in figures.items():
             self.sums[name] += np.rint(figure * _UNIT).astype(np.int64)
         self.best_thresholds += curve.best
@@ -401,16 +417,27 @@ def _precision_recall(counts: NDArray[np.intp]) -> tuple[ByThreshold, ByThreshol
     return precision, hits / hits[0]
 
 
-def _at_half(counts: NDArray[np.intp]) -> dict[str, Any]:
-    """Mean absolute error of the confidence; IoU and accuracy of its mask at 0.5."""
+def _at_level_0(counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Give the counts of a map without any confidence."""
+    empty = np.zeros_like(counts)
+    empty[:, 0] = counts.sum(axis=1)
+    return empty
+
+
+def _mean_absolute_error(counts: NDArray[np.intp]) -> float:
     background, foreground, _ = counts
-    pixels = background.sum() + foreground.sum()
-    level = np.arange(256)
+    pixels, level = background.sum() + foreground.sum(), np.arange(256)
+    return float((background @ level + foreground @ (255 - level)) / (255 * pixels))
+
+
+def _of_mask(counts: NDArray[np.intp], beta_squared: float) -> dict[str, Any]:
+    """F, IoU and accuracy of the mask at 0.5."""
+    background, foreground, _ = counts
     hits, false_alarms = foreground[HALF:].sum(), background[HALF:].sum()
     return {
-        "mae": (background @ level + foreground @ (255 - level)) / (255 * pixels),
+        "f_at_half": Curve(*_precision_recall(counts), beta_squared).f[HALF],
         "iou": hits / (foreground.sum() + false_alarms),
-        "accuracy": (hits + background[:HALF].sum()) / pixels,
+        "accuracy": (hits + background[:HALF].sum()) / (background.sum() + foreground.sum()),
     }
 
 

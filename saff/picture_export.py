@@ -21,7 +21,7 @@ from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
 from saff.photographs import Photographs
 from saff.pictures import What, encode_picture, needs_image, picture, picture_format
 from saff.retries import BAD_ADDRESS, BRIEF, error_code, retry_limit
-from saff.rows import decode_map, rows_of
+from saff.rows import decode_map, has_foreground, rows_of, with_answer
 from saff.shards import Row
 from saff.storage import Folder, as_storage_error, read_bytes, with_brief_retries
 
@@ -52,6 +52,8 @@ class ExportSummary:
     """What an export wrote, and what it left out."""
 
     written: int = 0
+    nothing_found: int = 0
+    """Images among them in which the network has found no foreground."""
     failed: int = 0
     """Images of the run that have no result."""
     photographs: Photographs = field(default_factory=Photographs)
@@ -92,6 +94,9 @@ class ExportSummary:
         files = "file" if self.written == 1 else "files"
         images = "image" if self.left_out == 1 else "images"
         total = f"{self.written:,} {files} in {to}; {self.left_out:,} {images} left out"
+        if self.nothing_found:
+            empty = "1 image" if self.nothing_found == 1 else f"{self.nothing_found:,} images"
+            yield f"no foreground found in {empty}: the mask is empty"
         yield f"{total}: {why}" if why else total
 
 
@@ -192,7 +197,7 @@ def export_pictures(
     folder = _PictureFolder(to, overwrite=overwrite)
     summary = ExportSummary(photographs=Photographs(access))
     columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
-    for row in rows_of(output, stage, columns):
+    for row in rows_of(output, stage, with_answer(columns, stage)):
         image_id = row["image_id"]
         if row["confidence"] is None:
             summary.failed += 1
@@ -204,6 +209,7 @@ def export_pictures(
                 summary.refuse(image_id, reason)
             else:
                 summary.written += 1
+                summary.nothing_found += not has_foreground(row)
     folder.close()
     return summary
 
@@ -215,7 +221,13 @@ def _encoded(row: Row, what: What, threshold: float, summary: ExportSummary) -> 
         return None
     try:
         return encode_picture(
-            picture(what, decode_map(row, "confidence"), image, threshold=threshold)
+            picture(
+                what,
+                decode_map(row, "confidence"),
+                image,
+                threshold=threshold,
+                foreground_found=has_foreground(row),
+            )
         )
     except (StorageError, ValueError) as error:  # a damaged map, or a size that no encoder takes
         summary.refuse(row["image_id"], str(error))
@@ -358,6 +370,7 @@ def save_picture(
     file_format: str,
     *,
     threshold: float = 0.5,
+    foreground_found: bool = True,
 ) -> None:
     """Draw one result into a file that a person named, or to standard output for ``-``.
 
@@ -365,7 +378,7 @@ def save_picture(
     ----------
     target : str
         Path of a file, or ``-``.
-    what, confidence, image, threshold
+    what, confidence, image, threshold, foreground_found
         As for :func:`saff.pictures.picture`.
     file_format : str
         As :func:`check_target` gives it.
@@ -377,8 +390,11 @@ def save_picture(
     StorageError
         If it cannot be written.
     """
+    drawn = picture(
+        what, confidence, image, threshold=threshold, foreground_found=foreground_found
+    )
     try:
-        data = encode_picture(picture(what, confidence, image, threshold=threshold), file_format)
+        data = encode_picture(drawn, file_format)
     except ValueError as error:
         raise SettingsError(f"cannot write {target}: {error}") from error
     if target == STANDARD:

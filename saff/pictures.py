@@ -38,7 +38,12 @@ HOW: dict[str, dict[str, Any]] = {
 
 
 def picture(
-    what: What, confidence: AnyArray, image: Image | None = None, *, threshold: float = 0.5
+    what: What,
+    confidence: AnyArray,
+    image: Image | None = None,
+    *,
+    threshold: float = 0.5,
+    foreground_found: bool = True,
 ) -> AnyArray:
     """Draw one result.
 
@@ -53,6 +58,8 @@ def picture(
         RGB; needed for the last two.
     threshold : float
         Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
+    foreground_found : bool
+        False: everything but the confidence itself is drawn as for a confidence of 0.
 
     Returns
     -------
@@ -64,16 +71,16 @@ def picture(
     ValueError
         If the image is needed and missing, or of another size than the confidence map.
     """
-    mask = confidence >= np.ceil(255 * threshold)
+    if what == "confidence":
+        return confidence
+    mask = (confidence >= np.ceil(255 * threshold)) & foreground_found
     if what == "mask":
         drawn: AnyArray = mask.astype(np.uint8) * 255
         return drawn
-    if what == "confidence":
-        return confidence
     if image is None or image.shape[:2] != confidence.shape:
         raise ValueError(f"a {what} needs the image, in the size of its confidence map")
     if what == "cutout":
-        return np.dstack([image, confidence])
+        return np.dstack([image, confidence * np.uint8(foreground_found)])
     tinted = image.astype(np.float32)
     tinted[mask] += OVERLAY_OPACITY * (np.asarray(OVERLAY_COLOUR, np.float32) - tinted[mask])
     tinted[~mask] *= 1 - OVERLAY_OPACITY

@@ -1,8 +1,17 @@
-"""Estimate how far a mask can be trusted, without any annotation."""
+"""Estimate how far a mask can be trusted, and whether there is anything, without any annotation.
+
+:func:`mask_quality` is of pseudo labels, the other functions are of a network's predictions.  The
+latter count the 8-bit levels that a row stores, so that they are the same on every processor.
+"""
 
 import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
 
-from saff.arrays import AnyArray
+from saff.arrays import AnyArray, PixelMap
+from saff.metrics import HALF
+
+PEAK_SHARE = 100  # the peak is the mean of one pixel in so many, of those with most confidence
 
 
 def mask_quality(features: AnyArray, scores: AnyArray, area: AnyArray) -> float:
@@ -45,3 +54,92 @@ def mask_quality(features: AnyArray, scores: AnyArray, area: AnyArray) -> float:
     norm = spread[:-1] * spread[-1]
     agreement = np.divide(joint, norm, out=np.zeros_like(joint), where=norm > 0)
     return float(np.clip(contrast * np.maximum(agreement, 0.0).mean(), 0.0, 1.0))
+
+
+def to_levels(confidence: PixelMap) -> NDArray[np.uint8]:
+    """Confidence in [0, 1] as 8-bit levels; at least one half becomes at least 128.
+
+    Examples
+    --------
+    >>> to_levels(np.array([[0.0, 0.499, 0.5, 1.0]], np.float32)).tolist()
+    [[0, 127, 128, 255]]
+    """
+    return np.rint(confidence * 255).astype(np.uint8)
+
+
+def prediction_quality(levels: AnyArray) -> float:
+    """Soft Dice coefficient of a confidence map and its own mask (arXiv 2402.10665).
+
+    Twice the confidence inside the mask over the size of the mask and all confidence: 1 where the
+    map is 1 in the mask and 0 outside of it.
+
+    Parameters
+    ----------
+    levels : uint8 array of shape (H, W)
+        Confidence, 0..255.
+
+    Returns
+    -------
+    quality : float
+        In [0, 1]; 0 for an empty mask.
+
+    Examples
+    --------
+    >>> prediction_quality(np.array([[255, 0]], np.uint8))
+    1.0
+    >>> prediction_quality(np.array([[255, 127]], np.uint8)) < 0.81
+    True
+    """
+    counts = _count_levels(levels)
+    confidence = counts * np.arange(256)  # whole numbers: no rounding, whatever their order
+    mask = int(counts[HALF:].sum())
+    whole = 255 * mask + int(confidence.sum())
+    return 2 * int(confidence[HALF:].sum()) / whole if mask else 0.0
+
+
+def peak_confidence(levels: AnyArray) -> float:
+    """Mean confidence of the 1 % of pixels that have most of it, of at least one pixel.
+
+    Parameters
+    ----------
+    levels : uint8 array of shape (H, W)
+        Confidence, 0..255.
+
+    Returns
+    -------
+    peak : float
+        In [0, 1].
+
+    Examples
+    --------
+    >>> peak_confidence(np.array([[255, 0]], np.uint8))
+    1.0
+    """
+    counts = _count_levels(levels)
+    wanted = max(1, levels.size // PEAK_SHARE)
+    above = np.cumsum(counts[::-1])[::-1] - counts  # pixels with more confidence than each level
+    taken = np.clip(wanted - above, 0, counts)
+    return int(taken @ np.arange(256)) / (255 * wanted)
+
+
+def foreground_found(levels: AnyArray, peak_above: float) -> bool:
+    """Whether a confidence map shows any foreground; without any, its mask is empty.
+
+    Parameters
+    ----------
+    levels : uint8 array of shape (H, W)
+        Confidence, 0..255.
+    peak_above : float
+        Least :func:`peak_confidence` of an image with foreground; 0 leaves every mask as it is.
+
+    Returns
+    -------
+    found : bool
+        Also False where no confidence reaches one half.
+    """
+    return bool(levels.max() >= HALF) and peak_confidence(levels) >= peak_above
+
+
+def _count_levels(levels: AnyArray) -> NDArray[np.int64]:
+    """Count the pixels of each level: int64 (256,), with no memory for each pixel."""
+    return np.asarray(PIL.Image.fromarray(levels).histogram(), np.int64)

@@ -8,7 +8,7 @@ from saff import images
 from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
-from saff.layout import PART_SUFFIX
+from saff.layout import PART_SUFFIX, ROUND_LABELS, Stage
 from saff.runs import read_run
 from saff.shards import Row, read_all_rows
 from saff.storage import NO_FILE, Folder, read_bytes
@@ -33,6 +33,23 @@ def parts_of(output: Folder, stage: str) -> list[str]:
     if not names:
         raise SettingsError(f"{output.uri} has no {stage} yet; run that job first")
     return names
+
+
+def with_answer(columns: list[str], stage: str) -> list[str]:
+    """Columns of a stage to read, and whether an image has any foreground where a row says so.
+
+    Examples
+    --------
+    >>> with_answer(["confidence"], "pseudo_labels"), with_answer(["confidence"], "predictions")
+    (['confidence'], ['confidence', 'foreground_found'])
+    """
+    of_network = stage.rpartition("/")[2] in (Stage.PREDICTIONS, ROUND_LABELS)
+    return [*columns, "foreground_found"] if of_network else columns
+
+
+def has_foreground(row: Row) -> bool:
+    """Whether a row's mask may hold foreground: False where a network found none."""
+    return row.get("foreground_found") is not False
 
 
 def original(row: Row, access: Access = ANYTHING) -> Image | None:

@@ -38,23 +38,23 @@ PSEUDO_LABELS = pa.schema(
 )
 PREDICTIONS = pa.schema(
     [
-        PSEUDO_LABELS.field(name)
-        for name in (
-            "image_id",
-            "uri",
-            "sha256",
-            "height",
-            "width",
-            "confidence",
-            "pseudo_label",
-            "error",
-            "error_kind",
-        )
+        ("image_id", pa.string()),
+        ("uri", pa.string()),
+        ("sha256", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("confidence", pa.binary()),
+        ("pseudo_label", pa.binary()),
+        ("quality", pa.float64()),
+        ("foreground_found", pa.bool_()),
+        ("error", pa.string()),
+        ("error_kind", pa.string()),
     ]
 )
 ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
 IDS_AT_ONCE = 65_536  # values of one column that a reader takes at once
-TYPES = {field.name: field.type for schema in (MANIFEST, PSEUDO_LABELS) for field in schema}
+SCHEMAS = (MANIFEST, PSEUDO_LABELS, PREDICTIONS)
+TYPES = {field.name: field.type for schema in SCHEMAS for field in schema}
 
 
 def read_column(folder: Folder, name: str, column: str) -> list[Any]:

@@ -68,8 +68,9 @@ def opened(path):
 def predicted(row, **changes):
     """A row of predictions for the image of a labelled row."""
     confidence = RNG.integers(0, 256, (row["height"], row["width"]), np.uint8)
-    kept = {name: row[name] for name in PREDICTIONS.names}
-    return kept | {"confidence": encode_png(confidence), "pseudo_label": None} | changes
+    kept = {name: row.get(name) for name in PREDICTIONS.names}
+    answer = {"pseudo_label": None, "quality": 0.5, "foreground_found": True}
+    return kept | {"confidence": encode_png(confidence)} | answer | changes
 
 
 def write_predictions(output, rows, shard=4):

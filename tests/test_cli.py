@@ -304,6 +304,19 @@ def test_segment_writes_a_picture_in_the_size_of_the_image(
     assert drawn.shape[2:] == {"overlay": (3,), "cutout": (4,)}.get(what, ())
 
 
+def test_segment_says_that_a_picture_holds_nothing(call, corpus, tmp_path):
+    wall, to = tmp_path / "wall.png", tmp_path / "mask.png"
+    wall.write_bytes(encode_png(np.full((60, 80, 3), 180, np.uint8)))
+    said = f"{wall}: no foreground found; the mask is empty\n"
+    assert call("segment", wall, "-o", to, "--threshold", "0") == (0, "", said)
+    with PIL.Image.open(to) as mask:
+        assert mask.size == (80, 60)
+        assert not np.asarray(mask).any()
+    assert call("segment", corpus / "chelsea ü.png", "-o", to) == (0, "", "")
+    with PIL.Image.open(to) as mask:
+        assert np.asarray(mask).any()
+
+
 def test_segment_refuses_what_is_no_picture(call, corpus, settings_file, tmp_path):
     words = ["--config", settings_file, "-o", tmp_path / "out.png"]
     for name, said in (

@@ -9,7 +9,8 @@ import pytest
 from saff import evaluation, metrics
 from saff.errors import SettingsError, StorageError
 from saff.evaluation import describe_left_out, evaluate
-from saff.images import encode_png
+from saff.images import decode_png, encode_png
+from saff.metrics import Evaluation
 from saff.runs import stage_digest
 from saff.shards import MANIFEST
 from stored_runs import (
@@ -20,7 +21,9 @@ from stored_runs import (
     failed,
     files_below,
     labelled,
+    predicted,
     truths,
+    write_predictions,
     write_truth,
 )
 
@@ -57,6 +60,7 @@ def test_figures_are_those_of_the_arrays(tmp_path, truth_format, normalise):
             "masks_without_image": {"count": 1, "first": ["stranger.png"]},
         },
         "parts_to_do": 0,
+        "nothing_found": {"images": 0, "without_foreground": 0},
         "digest": stage_digest(output, STAGE),
     }
     assert summary["images"] == 5
@@ -92,6 +96,32 @@ def test_masks_without_foreground_are_counted(tmp_path):
     summary = evaluate(output, str(tmp_path / "truth"), "binary", STAGE)
     assert (summary["images"], summary["skipped"]) == (1, 1)
     assert describe_left_out(summary) == ["left out: 1 image whose mask has no foreground: a.png"]
+
+
+def test_images_in_which_nothing_was_found_are_counted_and_have_an_empty_mask(tmp_path, call):
+    rows = [labelled(tmp_path, f"{name}.jpg") for name in "abcd"]
+    output = a_run(tmp_path, rows)
+    answers = [predicted(row) for row in rows]
+    for answer in answers[:2]:
+        answer["foreground_found"] = False
+    answers[2]["confidence"] = encode_png(np.full(SHAPE, 127, np.uint8))
+    write_predictions(output, answers)
+    expected = Evaluation()
+    for row, answer in zip(rows, answers, strict=True):
+        truth, valid = truths()
+        truth &= row["image_id"] != "b.jpg"  # rightly empty
+        path = tmp_path / "truth" / f"{row['image_id'][0]}.png"
+        write_truth(path, truth, valid, "binary")
+        if not truth.any():
+            path.write_bytes(encode_png(np.zeros(SHAPE, np.uint8)))
+        found = answer["foreground_found"]
+        expected.add(decode_png(answer["confidence"]), truth, foreground_found=found)
+    summary = evaluate(output, str(tmp_path / "truth"), "binary", "predictions")
+    assert summary["nothing_found"] == {"images": 3, "without_foreground": 1}
+    assert summary.items() >= expected.summary().items()
+    words = ("--truth", tmp_path / "truth", "--stage", "predictions")
+    _, out, _ = call("evaluate", output.path, *words)
+    assert "nothing found in 3 images, 1 of them without foreground in truth, too\n" in out
 
 
 def test_nothing_to_measure_is_said(finished, tmp_path):

@@ -52,6 +52,20 @@ def picture(seed):
     return confidence, truth, valid
 
 
+@FEW
+@given(SEEDS)
+def test_without_foreground_found_what_is_of_the_mask_is_that_of_an_empty_one(seed):
+    confidence, truth, valid = picture(seed)
+    empty, whole, nothing = Evaluation(), Evaluation(), Evaluation()
+    empty.add(confidence, truth, valid, foreground_found=False)
+    whole.add(confidence, truth, valid)
+    nothing.add(np.zeros_like(confidence), truth, valid)
+    of_mask = {"iou", "accuracy", "f_at_half", "boundary_f"}
+    for name, found in empty.sums.items():
+        expected = nothing if name in of_mask else whole
+        np.testing.assert_array_equal(found, expected.sums[name], err_msg=name)
+
+
 def evaluation_of(images, **options):
     evaluation = Evaluation(**options)
     for image in images:

@@ -257,7 +257,8 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
         for column in ("uri", "sha256", "height", "width", "error", "error_kind"):
             assert row[column] == labels[image_id][column], column
         if row["error_kind"] is None:
-            expected = encode_prediction(predict(network, images.read(row["uri"]), INFERENCE))
+            confidence = predict(network, images.read(row["uri"]), INFERENCE)
+            expected = encode_prediction(confidence, INFERENCE.foreground_found_above)
             assert expected.items() <= row.items()
     with pytest.raises(SettingsError, match=r"horizontal_flip is True in that run and False"):
         predict_corpus(

@@ -356,6 +356,21 @@ def test_predictions_of_a_run_do_not_replace_its_photographs(tmp_path):
         export(output, tmp_path / "photos", "mask", "predictions")
 
 
+def test_images_in_which_nothing_was_found_have_an_empty_mask_and_are_counted(tmp_path):
+    rows = [labelled(tmp_path, f"{name}.png") for name in "abc"]
+    output, full = a_run(tmp_path, rows), encode_png(np.full(SHAPE, 255, np.uint8))
+    found = [True, False, None]  # the last one has failed
+    answers = [predicted(r, confidence=full, foreground_found=f) for r, f in zip(rows, found, strict=True)]
+    answers[2] |= {"confidence": None, "error": "no", "error_kind": "corrupt"}
+    write_predictions(output, answers)
+    summary = export(output, tmp_path / "masks", "mask", "predictions")
+    assert [opened(tmp_path / "masks" / f"{n}.png").max() for n in "ab"] == [255, 0]
+    assert [*summary.lines("masks")] == [
+        "no foreground found in 1 image: the mask is empty",
+        "2 files in masks; 1 image left out: 1 failed in the run",
+    ]
+
+
 # Places
 
 

@@ -39,6 +39,17 @@ def test_an_overlay_tints_the_foreground_darkens_the_rest_and_draws_the_border()
     np.testing.assert_array_equal(confidence, before[1])
 
 
+def test_where_nothing_was_found_all_is_drawn_as_without_confidence():
+    image = RNG.integers(0, 256, (*SHAPE, 3), np.uint8)
+    confidence, none = RNG.integers(0, 256, SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+    for what in ("mask", "overlay", "cutout"):
+        drawn = picture(what, confidence, image, foreground_found=False)
+        np.testing.assert_array_equal(drawn, picture(what, none, image))
+    np.testing.assert_array_equal(
+        picture("confidence", confidence, foreground_found=False), confidence
+    )
+
+
 @pytest.mark.parametrize("level", [0, 255])
 def test_a_picture_without_a_border_is_drawn(level):
     drawn = picture("overlay", np.full((1, 1), level, np.uint8), np.zeros((1, 1, 3), np.uint8))

@@ -63,15 +63,17 @@ def a_card(image_id="a.jpg", shape=(24, 36), seed=0, **changes):
         "seeds_background": 31,
         "quality": float(rng.random()),
     }
-    own = {key: changes.pop(key) for key in ("image", "prediction") if key in changes}
+    own_fields = ("image", "prediction", "prediction_quality", "foreground_found")
+    own = {key: changes.pop(key) for key in own_fields if key in changes}
     return Card(image_id=image_id, **{"image": image, "label": Label(**label | changes)} | own)
 
 
-def a_prediction(image_id="a.jpg", shape=(24, 36), seed=0):
+def a_prediction(image_id="a.jpg", shape=(24, 36), seed=0, **own):
     """A card of a prediction alone."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
-    return Card(image_id=image_id, image=image, prediction=rng.integers(0, 256, shape, np.uint8))
+    prediction = rng.integers(0, 256, shape, np.uint8)
+    return Card(image_id=image_id, image=image, prediction=prediction, **own)
 
 
 def a_map(seed, shape=(24, 36)):
@@ -124,6 +126,33 @@ def test_quality_is_shown_where_a_run_told_it():
     assert html.count(">quality</abbr></dt><dd>0.43</dd>") == 1
     assert "Quality" in html
     assert "Quality" not in page_of([untold])
+
+
+def test_a_page_of_predictions_begins_with_the_lowest_quality():
+    qualities = {"a.jpg": 0.8, "b.jpg": None, "c.jpg": 0.4321, "d.jpg": 0.0}
+    html = page_of(
+        [a_prediction(name, prediction_quality=q) for name, q in qualities.items()],
+        stage="predictions",
+    )
+    cards = facts_of(html)["cards"]
+    assert [card["name"] for card in cards] == ["d.jpg", "c.jpg", "a.jpg", "b.jpg"]
+    assert html.count(">quality</abbr></dt><dd>0.43</dd>") == 1
+    order = re.findall(r'name="order" value="(\w+)"( checked)?', html)
+    assert order[:2] == [("prediction_quality", " checked"), ("name", "")]
+    assert "Prediction quality" not in html  # there is no other to part it from
+    both = page_of([a_card("a.jpg", quality=0.5, prediction=a_map(1), prediction_quality=0.25)])
+    assert ">prediction quality</abbr></dt><dd>0.25</dd>" in both
+    assert ">label quality</abbr></dt><dd>0.50</dd>" in both
+
+
+def test_a_card_says_that_nothing_was_found_and_shows_an_empty_mask():
+    card = a_card("a.jpg", prediction=a_map(1), foreground_found=False)
+    html = page_of([card, a_card("b.jpg", prediction=a_map(1))])
+    assert html.count("No foreground found: the mask of the prediction is empty.") == 1
+    empty, other = facts_of(html)["cards"]
+    assert (empty["foreground_found"], other["foreground_found"]) == (False, True)
+    assert set(empty["predicted_foreground"]) == {0.0}
+    assert (empty["label_iou"], other["label_iou"] > 0) == (0.0, True)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 9))
@@ -954,6 +983,30 @@ def test_the_masks_switch_to_those_of_the_prediction(compared):
             np.testing.assert_array_equal(alpha, 255 * expected)
             share = f"{100 * round(expected.mean(), 4):.1f} %"
             assert shares_of(compared)[card.image_id] == share
+
+
+@pytest.mark.browser
+def test_where_nothing_was_found_the_mask_is_empty_at_every_threshold(browser, tmp_path):
+    cards = [
+        a_card("a.jpg", prediction=a_map(1), prediction_quality=0.0, foreground_found=False),
+        a_card("b.jpg", prediction=a_map(2), prediction_quality=0.75),
+        a_prediction("c.jpg", prediction_quality=0.5),
+    ]
+    path = tmp_path / "index.html"
+    path.write_text(page_of(cards[::-1]), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert names_shown(browser) == ["a.jpg", "c.jpg", "b.jpg"]  # the lowest quality first
+    click(browser, "[name=source][value=prediction]")
+    for threshold in (0.0, 0.5):
+        set_threshold(browser, threshold)
+        assert not pixels_of(browser, "a.jpg", "cutout")[..., 3].any()
+        assert shares_of(browser)["a.jpg"] == "0.0 %"
+        assert pixels_of(browser, "b.jpg", "cutout")[..., 3].any()
+    click(browser, "[name=source][value=difference]")
+    click(browser, "[name=cutout][value=plain]")
+    label = mask_at(0.5, cards[0].label.confidence)
+    expected = np.where(label[..., None], [255, 64, 129], 0)
+    np.testing.assert_array_equal(pixels_of(browser, "a.jpg", "cutout")[..., :3], expected)
 
 
 @pytest.mark.browser

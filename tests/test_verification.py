@@ -258,6 +258,32 @@ def test_a_mask_that_is_not_its_confidence(run_copy):
     )
 
 
+def test_what_a_prediction_says_of_itself_follows_from_its_map():
+    levels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    of_image = dict.fromkeys(PREDICTIONS.names) | {"sha256": HEX, "height": 20, "width": 30}
+
+    def faults(peak_above=0.0, **changes):
+        found = encode_prediction(np.float32(levels / 255), peak_above)
+        return examine(of_image | found | changes)[1]
+
+    assert faults() == faults(peak_above=1.0) == []
+    pixels = np.count_nonzero(levels >= 128)
+    quality = encode_prediction(np.float32(levels / 255))["quality"]
+    mask = encode_png((levels >= 128).astype(np.uint8))
+    assert faults(foreground_found=None)[:1] == [
+        "foreground_found is missing, and there is no error"
+    ]
+    assert faults(peak_above=1.0, pseudo_label=mask) == [
+        f"pseudo_label holds {pixels} pixels, and foreground_found is false",
+        "foreground_found is False, and the mask says otherwise",
+    ]
+    assert faults(foreground_found=False, quality=0.0)[:1] == [
+        f"pseudo_label holds {pixels} pixels, and foreground_found is false"
+    ]
+    assert faults(quality=0.25) == [f"quality is 0.25, and the confidence gives {quality}"]
+    assert faults(quality=None)[-1] == "quality must be in [0, 1], got None"
+
+
 def test_a_superpixel_without_pixels(run_copy):
     superpixels = pixels(run_copy, "superpixels")
     last = superpixels.max()

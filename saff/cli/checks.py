@@ -85,6 +85,8 @@ def evaluate(
     if measures is MeasureSet.all:
         figures = (summary[name] for name in ("s_measure", "weighted_f", "boundary_f"))
         typer.echo("S-measure {:.4f}, weighted F {:.4f}, boundary F {:.4f}".format(*figures))
+    if line := evaluation.describe_nothing_found(summary):
+        typer.echo(line)
     for line in evaluation.describe_left_out(summary):
         typer.echo(line, err=True)
     if to_do := summary["parts_to_do"]:

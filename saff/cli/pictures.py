@@ -63,9 +63,8 @@ def segment(
 
     The network that comes with saff does it, or the one of a run with [bold]--network RUN[/].
     """
-    import numpy as np
-
     from saff import images
+    from saff.quality import foreground_found, to_levels
 
     if network and method is Method.label:
         raise SettingsError(
@@ -82,15 +81,20 @@ def segment(
     if method is Method.label:
         from saff.labeling import label_image
 
-        found = label_image(pixels, chosen).confidence
+        confidence = label_image(pixels, chosen).confidence
     else:
         from saff.inference import predict
 
-        found = predict(_load_network(network, allow_code or ()), pixels, chosen.inference)
-    confidence = np.rint(found * 255).astype(np.uint8)
-    picture_export.save_picture(
-        to, what.value, confidence, pixels, file_format, threshold=threshold
+        confidence = predict(_load_network(network, allow_code or ()), pixels, chosen.inference)
+    levels = to_levels(confidence)
+    found = method is Method.label or foreground_found(
+        levels, chosen.inference.foreground_found_above
     )
+    picture_export.save_picture(
+        to, what.value, levels, pixels, file_format, threshold=threshold, foreground_found=found
+    )
+    if not found:
+        typer.echo(printable(f"{image}: no foreground found; the mask is empty"), err=True)
 
 
 def _load_network(run: str | None, allow_code: Collection[str]) -> "Network":

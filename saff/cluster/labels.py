@@ -22,6 +22,7 @@ from saff.labeling import LabeledImage, label_image, load_models
 from saff.layout import Stage
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
+from saff.quality import to_levels
 from saff.retries import BRIEF, retry_limit
 from saff.runs import with_digest
 from saff.shards import PSEUDO_LABELS, Row
@@ -57,9 +58,8 @@ def _label(image: Image, config: Config) -> Row:
 
 def encode_label(labeled: LabeledImage) -> Row:
     """Columns of a labelled image: maps as PNG, numbers as lists."""
-    confidence = np.rint(labeled.confidence * 255).astype(np.uint8)
     return {
-        "confidence": images.encode_png(confidence),
+        "confidence": images.encode_png(to_levels(labeled.confidence)),
         "pseudo_label": images.encode_png(labeled.pseudo_label),
         "superpixels": images.encode_png(labeled.superpixels.astype(np.uint16)),
         "features": labeled.features.ravel(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saff import layout, metrics
+from saff import layout
 from saff.access import ANYTHING, Access
 from saff.backends import modules_of
 from saff.cluster.label_refresh import refresh_corpus
@@ -31,7 +31,7 @@ from saff.trained import NetworkFolder
 from saff.truth import TruthFormat
 
 ROUNDS = 1  # more move little where the first starts from a trained network; docs/results.md
-COMPARED = ["image_id", "height", "width", "confidence"]
+COMPARED = ["image_id", "height", "width", "pseudo_label"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,6 +269,4 @@ def mean_iou(output: Folder, one: str, other: str, patience: float = PATIENCE) -
 
 
 def _mask(row: Row) -> Any:
-    if row["confidence"] is None:
-        return None
-    return decode_map(row, "confidence") >= metrics.HALF
+    return None if row["pseudo_label"] is None else decode_map(row, "pseudo_label") > 0

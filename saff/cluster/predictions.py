@@ -27,8 +27,10 @@ from saff.config import Inference
 from saff.errors import SettingsError
 from saff.inference import predict_many, to_working_size
 from saff.layout import Stage
+from saff.metrics import HALF
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
+from saff.quality import foreground_found, prediction_quality, to_levels
 from saff.runs import RESTART, forget, with_digest
 from saff.shards import PREDICTIONS, Row
 from saff.sources import Source
@@ -89,7 +91,7 @@ class PredictPart:
         sizes = [(row["height"], row["width"]) for row, image in opened if image is not None]
         try:
             found = predict_many(self.network, good, self.settings, self.device, sizes)
-            columns = iter([encode_prediction(confidence) for confidence in found])
+            columns = iter([self._encode(confidence) for confidence in found])
         except Exception as error:  # one of them is at fault: which, is found one by one
             if is_system_fault(error):
                 raise
@@ -105,14 +107,38 @@ class PredictPart:
 
     def _one(self, image: Image, size: tuple[int, int]) -> Row:
         (found,) = predict_many(self.network, [image], self.settings, self.device, [size])
-        return encode_prediction(found)
+        return self._encode(found)
+
+    def _encode(self, confidence: PixelMap) -> Row:
+        return encode_prediction(confidence, self.settings.foreground_found_above)
 
 
-def encode_prediction(confidence: PixelMap) -> Row:
-    """Columns of a predicted image: 8-bit confidence and the mask of at least a half, as PNG."""
-    grey = np.rint(confidence * 255).astype(np.uint8)
-    mask = (confidence >= 0.5).astype(np.uint8)
-    return {"confidence": images.encode_png(grey), "pseudo_label": images.encode_png(mask)}
+def encode_prediction(confidence: PixelMap, foreground_found_above: float = 0.0) -> Row:
+    """Columns of a predicted image; all of them follow from the 8-bit confidence.
+
+    Parameters
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+    foreground_found_above : float
+        As in :class:`saff.config.Inference`; 0 leaves every mask as it is.
+
+    Returns
+    -------
+    columns : dict
+        ``confidence`` and ``pseudo_label``, 8-bit PNG; the mask is of at least a half, and empty
+        where ``foreground_found`` is False; ``quality``, see
+        :func:`saff.quality.prediction_quality`.
+    """
+    levels = to_levels(confidence)
+    found = foreground_found(levels, foreground_found_above)
+    mask = (levels >= HALF) & found
+    return {
+        "confidence": images.encode_png(levels),
+        "pseudo_label": images.encode_png(mask.astype(np.uint8)),
+        "quality": prediction_quality(levels) if found else 0.0,
+        "foreground_found": found,
+    }
 
 
 def prediction_job(

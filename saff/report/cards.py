@@ -73,6 +73,10 @@ class Card:
     label: Label | None = None
     prediction: Grey | None = None
     """The trained network's confidence: uint8 (H, W), 255 is foreground for sure."""
+    prediction_quality: float | None = None
+    """How far the prediction's mask can be trusted, in [0, 1]."""
+    foreground_found: bool = True
+    """False: the network has found no foreground, and the prediction's mask is empty."""
 
     def __post_init__(self) -> None:
         size = self.image.shape[:2]
@@ -179,6 +183,8 @@ def card_view(card: Card, side: int) -> View:
         "ratio": round(min(max(width / height, NARROWEST), WIDEST), 4),
         "panels": list(_panels(card, side)),
         "quality": None,
+        "prediction_quality": None,
+        "foreground_found": card.foreground_found,
         "cue_difference": None,
         "label_iou": None,
         "foreground": None,
@@ -189,7 +195,9 @@ def card_view(card: Card, side: int) -> View:
     }
     if card.prediction is not None:
         view["image_confidence"] = round(image_confidence(card.prediction), 4)
-        view["predicted_foreground"] = _foreground_share(card.prediction)
+        view["predicted_foreground"] = _foreground_share(card.prediction, card.foreground_found)
+        if card.prediction_quality is not None:
+            view["prediction_quality"] = round(card.prediction_quality, 4)
     if (label := card.label) is not None:
         view |= {
             "image_confidence": round(image_confidence(label.confidence), 4),
@@ -202,7 +210,8 @@ def card_view(card: Card, side: int) -> View:
             "quality": None if label.quality is None else round(label.quality, 4),
         }
         if card.prediction is not None:
-            view["label_iou"] = round(iou_of_masks(label.confidence, card.prediction), 4)
+            predicted = card.prediction * np.uint8(card.foreground_found)
+            view["label_iou"] = round(iou_of_masks(label.confidence, predicted), 4)
     return view
 
 
@@ -246,8 +255,10 @@ def _check_features(features: AnyArray, superpixels: AnyArray) -> None:
         )
 
 
-def _foreground_share(confidence: Grey) -> list[float]:
-    """Share of pixels at or above each threshold 0, 0.01 .. 1 of the slider."""
+def _foreground_share(confidence: Grey, found: bool = True) -> list[float]:
+    """Share of pixels at or above each threshold 0, 0.01 .. 1 of the slider; 0 if none is found."""
+    if not found:
+        return [0.0] * (SLIDER_STEPS + 1)
     counts = np.bincount(confidence.ravel(), minlength=256)
     kept = np.cumsum(counts[::-1])[::-1] / confidence.size  # (256,), at or above each level
     levels = -(-255 * np.arange(SLIDER_STEPS + 1) // SLIDER_STEPS)  # ceil(255 t)

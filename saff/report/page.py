@@ -148,6 +148,9 @@ def render_page(
         )
     source = iter(cards)
     views = [card_view(card, thumbnail_side) for card in islice(source, max_cards)]
+    rated = [view["prediction_quality"] for view in views]
+    if any(quality is not None for quality in rated):  # the masks to doubt come first
+        views.sort(key=lambda view: _last_if_none(view["prediction_quality"]))
     limit = bar_limit(views)
     add_bars(views, limit)
     folded = {key: value for key, value in run.items() if isinstance(value, Mapping | list | tuple)}
@@ -170,6 +173,7 @@ def render_page(
         predictions=any(view["predicted"] for view in views),
         compared=any(view["label_iou"] is not None for view in views),
         rated=any(view["quality"] is not None for view in views),
+        rated_predictions=any(quality is not None for quality in rated),
         more_cards=next(source, None) is not None,
         lost_photographs=visible(lost_photographs()),
         fallbacks=sum(1 for view in views if view["fallback"]),
@@ -187,11 +191,17 @@ _SCRIPTED = (  # what the script sorts by and shows
     "name",
     "image_confidence",
     "quality",
+    "prediction_quality",
+    "foreground_found",
     "cue_difference",
     "label_iou",
     "foreground",
     "predicted_foreground",
 )
+
+
+def _last_if_none(figure: float | None) -> tuple[bool, float]:
+    return figure is None, figure or 0.0
 
 
 # Figures about the whole run

@@ -20,12 +20,15 @@ from saff.overwriting import refuse_inputs
 from saff.photographs import Photographs
 from saff.report.cards import Card, Label
 from saff.report.page import Failure, Measured, render_page
-from saff.rows import decode_map, parts_of
+from saff.rows import decode_map, has_foreground, parts_of
 from saff.runs import read_run, stage_digest
 from saff.shards import Row, count_rows, read_all_rows
 from saff.storage import NO_FILE, Folder, read_each, with_brief_retries
 
-PREDICTED = ["image_id", "sha256", "height", "width", "confidence", "error_kind"]
+PREDICTED = [
+    *("image_id", "sha256", "height", "width", "confidence"),
+    *("quality", "foreground_found", "error_kind"),
+]
 PAGE = "index.html"
 MARK = b" \xc2\xb7 saff report</title>"  # in every page, and in nothing that is not ours
 
@@ -195,8 +198,7 @@ def _beside(rows: Iterator[Row], others: Iterator[Row]) -> Iterator[tuple[Row, R
 def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> Card:
     """Card of an image; beside a label, a prediction counts if it is of the same file."""
     if stage == Stage.PREDICTIONS:
-        prediction = decode_map(row, "confidence")
-        return Card(image_id=row["image_id"], image=image, prediction=prediction)
+        return Card(image_id=row["image_id"], image=image, **_predicted(row))
     label = Label(
         confidence=decode_map(row, "confidence"),
         superpixels=decode_map(row, "superpixels").astype(np.int32),
@@ -212,8 +214,17 @@ def _card(row: Row, image: Image, predicted: Row | None, stage: Stage) -> Card:
         image_id=row["image_id"],
         image=image,
         label=label,
-        prediction=decode_map(predicted, "confidence") if predicted and same else None,
+        **(_predicted(predicted) if predicted and same else {}),
     )
+
+
+def _predicted(row: Row) -> Row:
+    """Fields of a card that come from a row of predictions."""
+    return {
+        "prediction": decode_map(row, "confidence"),
+        "prediction_quality": row["quality"],
+        "foreground_found": has_foreground(row),
+    }
 
 
 def _measured(output: Folder) -> dict[str, Measured]:

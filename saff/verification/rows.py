@@ -12,6 +12,8 @@ from saff.addresses import is_local, locate
 from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
 from saff.metrics import HALF
+from saff.quality import prediction_quality
+from saff.rows import has_foreground
 from saff.shards import Row
 from saff.storage import NO_FILE, as_storage_error, read_bytes
 
@@ -62,7 +64,7 @@ def examine(row: Row) -> tuple[Row, list[str]]:
                 f"{name} is {found.dtype} {found.shape}, expected {MAPS[name].__name__} "
                 f"{(height, width)}"
             )
-    return content, [*faults, *_map_faults(fitting), *_number_faults(row, fitting)]
+    return content, [*faults, *_map_faults(row, fitting), *_number_faults(row, fitting)]
 
 
 def _failure_faults(row: Row) -> Iterator[str]:
@@ -80,15 +82,18 @@ def _hash_faults(row: Row) -> Iterator[str]:
         yield f"sha256 must be 64 hexadecimal digits, got {row['sha256']!r}"
 
 
-def _map_faults(maps: dict[str, AnyArray]) -> Iterator[str]:
+def _map_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
     """What is wrong in maps of the right size and type."""
     if "pseudo_label" in maps and maps["pseudo_label"].max() > 1:
         yield f"pseudo_label holds the value {maps['pseudo_label'].max()}, expected 0 and 1"
     elif "pseudo_label" in maps and "confidence" in maps:
         # Exact: 255 x is 127.5 or more, and rounds to 128, for x = 0.5 and no float32 below.
-        differ = np.count_nonzero(maps["pseudo_label"] != (maps["confidence"] >= HALF))
-        if differ:
+        mask = (maps["confidence"] >= HALF) & has_foreground(row)
+        differ = np.count_nonzero(maps["pseudo_label"] != mask)
+        if differ and has_foreground(row):
             yield f"pseudo_label is not confidence from one half on, at {differ:,} pixels"
+        elif differ:
+            yield f"pseudo_label holds {differ:,} pixels, and foreground_found is false"
     if "superpixels" in maps:
         gaps = np.flatnonzero(np.bincount(maps["superpixels"].ravel()) == 0)
         if gaps.size:
@@ -97,9 +102,25 @@ def _map_faults(maps: dict[str, AnyArray]) -> Iterator[str]:
 
 
 def _number_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
-    """What is wrong with the numbers of a pseudo label; predictions have none."""
-    if "features" not in row:
-        return
+    """What is wrong with the numbers of a row."""
+    yield from _prediction_faults(row, maps) if "foreground_found" in row else _fit_faults(row, maps)
+    if row["quality"] is None or not 0 <= row["quality"] <= 1:
+        yield f"quality must be in [0, 1], got {row['quality']}"
+
+
+def _prediction_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
+    if row["foreground_found"] is None:
+        yield "foreground_found is missing, and there is no error"
+    elif "pseudo_label" in maps and row["foreground_found"] != maps["pseudo_label"].any():
+        yield f"foreground_found is {row['foreground_found']}, and the mask says otherwise"
+    if "confidence" in maps:
+        expected = prediction_quality(maps["confidence"]) if row["foreground_found"] else 0.0
+        if row["quality"] != expected:
+            yield f"quality is {row['quality']}, and the confidence gives {expected}"
+
+
+def _fit_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
+    """What is wrong with the numbers of a pseudo label's fit."""
     features = np.asarray(row["features"] or [], np.float64)  # null becomes NaN
     regions = int(maps["superpixels"].max()) + 1 if "superpixels" in maps else None
     if regions is not None and features.size != FEATURES * regions:
@@ -117,8 +138,6 @@ def _number_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
             yield f"{name} must be at least 0, got {row[name]}"
     if row["fallback"] is None:
         yield "fallback is missing"
-    if row["quality"] is None or not 0 <= row["quality"] <= 1:
-        yield f"quality must be in [0, 1], got {row['quality']}"
 
 
 def digest(content: Row) -> str:
