@@ -390,9 +390,7 @@ def save_picture(
     StorageError
         If it cannot be written.
     """
-    drawn = picture(
-        what, confidence, image, threshold=threshold, foreground_found=foreground_found
-    )
+    drawn = picture(what, confidence, image, threshold=threshold, foreground_found=foreground_found)
     try:
         data = encode_picture(drawn, file_format)
     except ValueError as error:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from saff.arrays import AnyArray, PixelMap
 from saff.metrics import HALF
 
-PEAK_SHARE = 100  # the peak is the mean of one pixel in so many, of those with most confidence
+PEAK_SHARE = 1000  # the peak is the mean of one pixel in so many, of those with most confidence
 
 
 def mask_quality(features: AnyArray, scores: AnyArray, area: AnyArray) -> float:
@@ -98,7 +98,7 @@ def prediction_quality(levels: AnyArray) -> float:
 
 
 def peak_confidence(levels: AnyArray) -> float:
-    """Mean confidence of the 1 % of pixels that have most of it, of at least one pixel.
+    """Mean confidence of the thousandth of all pixels that has most of it, of at least one pixel.
 
     Parameters
     ----------

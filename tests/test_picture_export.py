@@ -360,7 +360,9 @@ def test_images_in_which_nothing_was_found_have_an_empty_mask_and_are_counted(tm
     rows = [labelled(tmp_path, f"{name}.png") for name in "abc"]
     output, full = a_run(tmp_path, rows), encode_png(np.full(SHAPE, 255, np.uint8))
     found = [True, False, None]  # the last one has failed
-    answers = [predicted(r, confidence=full, foreground_found=f) for r, f in zip(rows, found, strict=True)]
+    answers = [
+        predicted(r, confidence=full, foreground_found=f) for r, f in zip(rows, found, strict=True)
+    ]
     answers[2] |= {"confidence": None, "error": "no", "error_kind": "corrupt"}
     write_predictions(output, answers)
     summary = export(output, tmp_path / "masks", "mask", "predictions")

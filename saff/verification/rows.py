@@ -103,7 +103,9 @@ def _map_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
 
 def _number_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
     """What is wrong with the numbers of a row."""
-    yield from _prediction_faults(row, maps) if "foreground_found" in row else _fit_faults(row, maps)
+    yield from (
+        _prediction_faults(row, maps) if "foreground_found" in row else _fit_faults(row, maps)
+    )
     if row["quality"] is None or not 0 <= row["quality"] <= 1:
         yield f"quality must be in [0, 1], got {row['quality']}"
 
