@@ -259,7 +259,7 @@ def test_a_mask_that_is_not_its_confidence(run_copy):
 
 
 def test_what_a_prediction_says_of_itself_follows_from_its_map():
-    levels = np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)
+    levels = np.random.default_rng(0).integers(0, 250, (20, 30), np.uint8)
     of_image = dict.fromkeys(PREDICTIONS.names) | {"sha256": HEX, "height": 20, "width": 30}
 
     def faults(peak_above=0.0, **changes):

@@ -1,4 +1,4 @@
-"""Measure what predictions say of themselves, quality and foreground_found, on folders; prints JSON.
+"""Measure what predictions say of themselves, quality and foreground_found; prints JSON.
 
 python tests/benchmarks/network_answers.py --images DIR --truth MASKS --truth-format voc
 python tests/benchmarks/network_answers.py --images CROPS   # of object_free_crops.py

@@ -2,8 +2,8 @@
 
 python tests/benchmarks/object_free_crops.py --images DIR [DIR ...] --to CROPS
 
-No mask chooses them.  A crop is a square of .35 to .6 of the shorter side, anywhere where all of its
-pixels are below .1 in what the network predicts for the whole photograph, and below .5 in its
+No mask chooses them.  A crop is a square of .35 to .6 of the shorter side, anywhere where all of
+its pixels are below .1 in what the network predicts for the whole photograph, and below .5 in its
 pseudo label.  Look at them: both may overlook an object.  With --truth (and one folder of images)
 true masks decide in place of both.
 """
