@@ -106,6 +106,11 @@ def _tables_below(fs: Any, folder: str, source: str) -> list[str]:
             f"{others[0]!r} the first, and a folder is read for its Parquet files alone; name one "
             "file"
         )
+    if not found:
+        raise SettingsError(
+            f"the manifest {source} is a folder without Parquet files; a folder of images is named "
+            "without --manifest"
+        )
     return found
 
 

@@ -296,9 +296,14 @@ def test_a_manifest_without_rows_or_without_anything(tmp_path):
     (tmp_path / "none.csv").touch()
     (tmp_path / "folder").mkdir()
     write_parquet(tmp_path / "m.parquet", [], MANIFEST)
-    for name in ("m.csv", "m.parquet", "folder"):
+    for name in ("m.csv", "m.parquet"):
         path = str(tmp_path / name)
         assert message_of(read_manifest, path) == f"the manifest {path} has no rows"
+    path = str(tmp_path / "folder")
+    assert message_of(read_manifest, path) == (
+        f"the manifest {path} is a folder without Parquet files; a folder of images is named "
+        "without --manifest"
+    )
     assert "has no column image_id" in message_of(read_manifest, str(tmp_path / "none.csv"))
     path = str(tmp_path / "missing.parquet")
     assert message_of(read_manifest, path) == f"no manifest at {path}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saff.access import Access
-from saff.addresses import expand_home, locate
+from saff.addresses import expand_home, locate, redact
 from saff.errors import SettingsError
 from saff.layout import Stage
 from saff.lists import read_manifest
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from saff.config import Config
 
 MINUTES = PATIENCE / 60
+LISTS = (".csv", ".tsv", ".parquet")
+"""Ends of names that are lists of images, not images."""
 
 
 class What(str, Enum):
@@ -201,6 +203,10 @@ def open_source(
         raise SettingsError("name the images once: a folder, --images, or --manifest")
     (uri,) = named
     refuse_relative(uri)
+    if manifest is None and uri.lower().endswith(LISTS):
+        raise SettingsError(
+            f"{redact(uri)} is no image but a table; if it is a list of images: --manifest {uri}"
+        )
     access = Access.of_source(uri, private=private, schemes=schemes or ())
     rows = read_manifest(uri, access) if manifest else list_images(uri, output)
     name = describe_source(Folder.at(uri).uri, is_manifest=manifest is not None)
