@@ -27,7 +27,14 @@ RESETS = (
     "reset_within",  # half an answer came
     "answer_lost",  # the server has done what was asked, and nobody hears of it
 )
-KINDS = (*BUSY, *RESETS, "slow", "slow_request")
+KINDS = (
+    *BUSY,
+    *RESETS,
+    "body_cut",  # half a body under the length of the whole, then an orderly end
+    "slow",
+    "slow_request",
+)
+STALE_LISTING = "stale_listing"  # what the same question was answered before
 SLOW_SECONDS, SLOW_PIECES = 1.0, 8
 CUT_SECONDS = 0.1  # in which the server takes the half before the connections are reset
 
@@ -75,6 +82,8 @@ class FaultProxy:
         ``http://host:port`` of the proxy.
     requests : int
         Requests so far.
+    stale : float
+        Share of the listings that lag behind: they are answered as the same one was before.
     faults : collections.Counter
         How many of them met which kind.
     strike : callable, optional
@@ -86,15 +95,19 @@ class FaultProxy:
         self, server: str, rate: float = 0.05, seed: int = 0, kinds: tuple[str, ...] = KINDS
     ) -> None:
         self.server = urlsplit(server)
-        self.rate = rate
-        self.seed = seed
         self.kinds = kinds
-        self.requests = 0
         self.faults: Counter[str] = Counter()
         self.strike: Callable[[Request], bool] | None = None
+        self.begin(seed, rate)
         self._open: set[asyncio.Task[None] | None] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+
+    def begin(self, seed: int, rate: float, stale: float = 0.0) -> None:
+        """Count requests and faults anew, which are those of another seed."""
+        self.seed, self.rate, self.stale, self.requests = seed, rate, stale, 0
+        self.faults.clear()
+        self._listings: dict[tuple[str, str], bytes] = {}
 
     def __enter__(self) -> "FaultProxy":
         """Begin to serve."""
@@ -126,8 +139,11 @@ class FaultProxy:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             self.requests += 1
-            fault = _draw(self.seed, self.requests, self.rate, self.kinds)
+            number = self.requests
+            fault = _draw(self.seed, number, self.rate, self.kinds)
             request = await _read(head, fault == "request_cut", reader, writer)
+            if not fault and _is_listing(request) and _lags(self.seed, number, self.stale):
+                fault = STALE_LISTING
             await self._answer(request, fault, writer)
         writer.close()
 
@@ -136,18 +152,27 @@ class FaultProxy:
     ) -> None:
         if self.strike and self.strike(request):
             return _reset(writer)
+        if fault == STALE_LISTING and (request.path, request.query) not in self._listings:
+            fault = None
         if fault:
             self.faults[fault] += 1
         if fault == "reset_before":
             return _reset(writer)
         if fault in BUSY:
             answer = _refusal(request, *BUSY[fault])
+        elif fault == STALE_LISTING:
+            answer = self._listings[request.path, request.query]
         else:
             answer = await self._ask(request, fault)
+            if _is_listing(request) and answer.startswith(b"HTTP/1.1 200"):
+                self._listings[request.path, request.query] = answer
         if fault in ("request_cut", "answer_lost"):
             return _reset(writer)
         if fault == "slow":
             await _drip(answer, writer)
+        elif fault == "body_cut":
+            head, end, body = answer.partition(b"\r\n\r\n")
+            writer.write(head + end + body[: len(body) // 2])
         elif fault == "reset_within":
             writer.write(answer[: len(answer) // 2])
             await writer.drain()
@@ -171,6 +196,14 @@ class FaultProxy:
             return await reader.read()
         finally:
             writer.close()
+
+
+def _lags(seed: int, number: int, share: float) -> bool:
+    return random.Random(f"{seed} listing {number}").random() < share
+
+
+def _is_listing(request: Request) -> bool:
+    return request.method == "GET" and "list-type=2" in request.query.split("&")
 
 
 def _draw(seed: int, number: int, rate: float, kinds: tuple[str, ...]) -> str | None:
