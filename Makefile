@@ -7,6 +7,7 @@ SPHINX_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RAY_TESTS = $(shell grep -l 'mark.ray' tests/test_*.py) # one process each: Ray starts anew
+PYTEST := $(BIN)/python -m pytest --durations=10
 BENCHMARKS := $(sort $(wildcard tests/benchmarks/bench_*.py))
 
 # Stamps: what has been installed from the present pyproject.toml and constraints.txt.
@@ -17,7 +18,7 @@ DOCS := .venv/.docs
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test chaos lint format types check bench audit docs clean
+.PHONY: help env demo test unit ray chaos lint format types check bench audit docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +28,15 @@ env: $(INSTALLED) ## make .venv with all that development needs
 demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays and a report in demo/
 	$(BIN)/saff demo --output demo
 
-test: $(INSTALLED) ## run the tests, but for long ones of faults: first what needs no cluster, on two workers
-	$(BIN)/python -m pytest -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: none such among PYTEST_ARGS
-	@set -e; for file in $(RAY_TESTS); do $(BIN)/python -m pytest --durations=10 -m "ray and not faults" $(PYTEST_ARGS) $$file || [ $$? = 5 ]; done
+test: unit ray ## run the tests, except long ones of faults: first those that need no cluster
 
-chaos: $(INSTALLED) ## long tests of faults, then 100 seeded schedules of them; two hours
+unit: $(INSTALLED) ## run the tests that need no cluster, in two processes
+	$(PYTEST) -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
+
+ray: $(INSTALLED) ## run the tests on Ray, two files at once, each in its own process with its own Ray
+	@printf '%s\n' $(RAY_TESTS) | xargs -P 2 -n 1 sh -c 'log=$$(mktemp); $(PYTEST) -m "ray and not faults" $(PYTEST_ARGS) $$0 >$$log 2>&1; code=$$?; cat $$log; rm $$log; [ $$code = 0 ] || [ $$code = 5 ]'
+
+chaos: $(INSTALLED) ## run the long tests of faults, then 100 seeded schedules of them
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 	$(BIN)/python tests/chaos.py --schedules 100
 
