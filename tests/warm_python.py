@@ -23,8 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from ray._raylet import Config
+import ray.actor
+from ray._raylet import ActorClassID, Config
 
 PRELOADED = (  # what a driver and a worker of a labelling run import
     "ray.data",
@@ -185,18 +187,45 @@ def serve(address: str) -> None:
 
 
 def preload() -> None:
-    """Import what the programs need, and check that no thread would be lost by forking."""
+    """Import what the programs need, and check that a child lacks no thread and draws its own ids.
+
+    Ray seeds its generator of ids when it is first used, and children of a process that has used it
+    draw the same ids: two workers then make the same object in one store, and one of them dies.
+    """
     from label_runs import SMALL
     from saff.labeling import load_models
 
-    for name in PRELOADED:
-        __import__(name)
+    with mock.patch.object(ray.actor, "ActorClassID", IdsOfPython):
+        for name in PRELOADED:
+            __import__(name)
     load_models(SMALL)
+    if id_of_child() == id_of_child():
+        raise RuntimeError("Ray's generator of ids was used; children would draw the same ones")
     tasks = [Path(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
     threads = [path.read_text().strip() for path in tasks]
     others = [name for name in threads[1:] if not name.startswith("jemalloc")]  # it survives a fork
     if others:
         raise RuntimeError(f"threads that a child would lack: {others}")
+
+
+class IdsOfPython:
+    """Draws ids of actor classes, which modules define when they are imported."""
+
+    @staticmethod
+    def from_random() -> ActorClassID:
+        return ActorClassID(os.urandom(ActorClassID.size()))
+
+
+def id_of_child() -> bytes:
+    """Random id that a forked child draws."""
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.write(writer, ray.ObjectRef.from_random().binary())
+        os._exit(0)
+    os.wait()
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        return stream.read()
 
 
 def fork(client: socket.socket, selector: selectors.BaseSelector, python: str) -> int:
