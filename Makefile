@@ -2,11 +2,16 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+SCHEDULES ?= 100
 SPHINX_ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-RAY_TESTS = $(shell grep -l 'mark.ray' tests/test_*.py) # one process each: Ray starts anew
+# Files with tests on Ray, the longest first; all of them unless PYTEST_ARGS names some.
+RAY_FIRST := $(addprefix tests/test_,network_job.py job.py faults.py nodes.py doctor.py)
+RAY_ALL = $(RAY_FIRST) $(filter-out $(RAY_FIRST),$(shell grep -l 'mark.ray' tests/test_*.py))
+RAY_TESTS = $(if $(filter tests/%,$(PYTEST_ARGS)),$(filter tests/%,$(PYTEST_ARGS)),$(RAY_ALL))
+RAY_ARGS = $(filter-out tests/%,$(PYTEST_ARGS))
 PYTEST := $(BIN)/python -m pytest --durations=10
 BENCHMARKS := $(sort $(wildcard tests/benchmarks/bench_*.py))
 
@@ -30,15 +35,17 @@ demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays
 
 test: unit ray ## run the tests, except long ones of faults: first those that need no cluster
 
-unit: $(INSTALLED) ## run the tests that need no cluster, in two processes
-	$(PYTEST) -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
+unit: $(INSTALLED) ## run the tests that need no cluster, in two processes of one thread
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
 
-ray: $(INSTALLED) ## run the tests on Ray, two files at once, each in its own process with its own Ray
-	@printf '%s\n' $(RAY_TESTS) | xargs -P 2 -n 1 sh -c 'log=$$(mktemp); $(PYTEST) -m "ray and not faults" $(PYTEST_ARGS) $$0 >$$log 2>&1; code=$$?; cat $$log; rm $$log; [ $$code = 0 ] || [ $$code = 5 ]'
+ray: $(INSTALLED) ## run the tests on Ray, two files at once, each in a process with a Ray of its own
+	@printf '%s\n' $(RAY_TESTS) | xargs -P 2 -n 1 sh -c ' \
+		log=$$(mktemp); $(PYTEST) -m "ray and not faults" $(RAY_ARGS) $$0 >$$log 2>&1; code=$$?; \
+		cat $$log; rm $$log; [ $$code = 0 ] || [ $$code = 5 ]'
 
-chaos: $(INSTALLED) ## run the long tests of faults, then 100 seeded schedules of them
+chaos: $(INSTALLED) ## run the long tests of faults, then seeded schedules of them: SCHEDULES=100
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
-	$(BIN)/python tests/chaos.py --schedules 100
+	$(BIN)/python tests/chaos.py --schedules $(SCHEDULES)
 
 lint: $(INSTALLED) ## check style and formatting, change nothing
 	$(BIN)/ruff check

@@ -9,7 +9,7 @@ All schedules on a cluster share one, which is mended as its operator would mend
 Ray's workers are forked from a Python that has imported everything (``warm_python.py``), so that
 most of the time goes into the work and its faults; ``--cold`` starts each of them anew.
 
-    python tests/chaos.py --schedules 1000 --json chaos.json
+    python tests/chaos.py --schedules 1000 --json chaos.jsonl  # goes on where it was stopped
     python tests/chaos.py --first-seed 137 --schedules 1      # again, the one that failed
 """
 
@@ -62,7 +62,6 @@ STALE = 0.25  # of the listings, where the storage fails
 MOST_RUNS = MOST_FAULTS + 3  # of the command, in one schedule
 LONGEST_RUN = 600.0  # seconds; then it counts as hung
 APART = "SAFF_CHAOS_APART"  # set in the program that does the work
-SAVED_EVERY = 10  # schedules
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -228,12 +227,15 @@ class Testbed:
         The images and the store, the way to it, the cluster.
     warm : WarmPython or None
         Forks drivers; without it, each is a Python of its own.
+    commit : str
+        What is tested.
     """
 
     world: World
     proxy: FaultProxy
     nodes: Nodes
     warm: WarmPython | None
+    commit: str
 
     def start_driver(self, command: list[str], log: Path) -> Driver:
         """Start a script in a session of its own, with its output in a file."""
@@ -256,7 +258,7 @@ def testbed(cold: bool) -> Iterator[Testbed]:
             sys.executable = warm.python  # Ray starts its workers with it
         nodes = Nodes()
         stack.callback(nodes.stop)
-        yield Testbed(made, proxy, nodes, warm)
+        yield Testbed(made, proxy, nodes, warm, commit())
 
 
 # One schedule
@@ -498,6 +500,7 @@ def run_schedule(seed: int, testbed: Testbed) -> dict[str, Any]:
         "half_written": run.watch.half_written,
         **counts,
         "seconds": round(time.monotonic() - start, 1),
+        "commit": testbed.commit,
     }
 
 
@@ -536,6 +539,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         "struck": dict(sum((Counter(row["struck"]) for row in found), Counter())),
         "left": sum(row["left"] for row in found),
         "storage_faults": dict(sum((Counter(row["storage_faults"]) for row in found), Counter())),
+        "commits": dict(Counter(row["commit"] for row in found)),
         "runs": sum(row["runs"] for row in found),
         "seconds": round(sum(row["seconds"] for row in found), 1),
         "bad_seeds": [row["seed"] for row in found if any(row[name] for name in BAD)],
@@ -549,22 +553,27 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin none later")
     parser.add_argument("--cold", action="store_true", help="a new Python for each process")
-    parser.add_argument("--json", type=Path, help="file for the summary and every schedule")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        help="add a line of JSON to this file as each schedule ends; pass over seeds that it holds",
+    )
     options = parser.parse_args()
     start_apart()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what it has started
     end = time.monotonic() + 60 * options.minutes
-    found: list[dict[str, Any]] = []
+    seeds = range(options.first_seed, options.first_seed + options.schedules)
+    found = [row for row in read_lines(options.json) if row["seed"] in seeds]
+    left = sorted(set(seeds) - {row["seed"] for row in found})
     with testbed(options.cold) as shared:
-        for seed in range(options.first_seed, options.first_seed + options.schedules):
+        for seed in left:
             if time.monotonic() > end:
                 break
             found.append(run_schedule(seed, shared))
             print(line(found[-1]), flush=True)
-            if options.json and len(found) % SAVED_EVERY == 0:  # what is done stays done
-                save(found, options.json)
-    if options.json:
-        save(found, options.json)
+            if options.json:
+                with options.json.open("a") as stream:
+                    stream.write(json.dumps(found[-1]) + "\n")
     total = summary(found)
     print(json.dumps(total))
     for seed in total["bad_seeds"]:
@@ -572,10 +581,18 @@ def main() -> None:
     sys.exit(bool(total["bad_seeds"]))
 
 
-def save(found: list[dict[str, Any]], path: Path) -> None:
-    """Write what was found so far."""
-    text = json.dumps({"summary": summary(found), "schedules": found}, indent=1)
-    path.write_text(text + "\n")
+def read_lines(path: Path | None) -> list[dict[str, Any]]:
+    """Schedules that a file of JSON lines holds, if it exists."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def commit() -> str:
+    """Commit of this program, with a mark if files have changed since."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def start_apart() -> None:

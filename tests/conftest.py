@@ -1,11 +1,13 @@
 """Fixtures that several test files share: photographs, a finished run, a Ray, an S3 server."""
 
+import atexit
 import logging
 import os
 import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -22,8 +24,11 @@ from saff.images import encode_png
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 BAD = {"empty.jpg": b"", "page.jpg": b"<html>404 Not Found</html>", "nested/text.png": b"a note\n"}
 TESTS = str(Path(__file__).parent)
+RAY_FOLDER = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
+atexit.register(shutil.rmtree, RAY_FOLDER, ignore_errors=True)
 # For this process, those that it starts, and the workers of every Ray among them.
 os.environ.update(
+    RAY_TMPDIR=RAY_FOLDER,  # no Ray of another process is found by its traces in a common folder
     SAFF_STORAGE_PATIENCE="0",  # a storage that refuses does so at once
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN="a-token-of-32-characters-for-tests",

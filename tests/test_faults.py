@@ -607,12 +607,14 @@ def nodes_of(head):
 @pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_no_schedule_of_faults_loses_or_changes_a_row(tmp_path):
-    found = tmp_path / "found.json"
+    found = tmp_path / "found.jsonl"
     command = [sys.executable, str(Path(chaos.__file__)), "--first-seed", str(FIRST_SEED)]
     command += ["--schedules", str(SEEDS), "--json", str(found)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1400)
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads(found.read_text())["summary"]
+    rows = chaos.read_lines(found)
+    assert [row["seed"] for row in rows] == list(range(FIRST_SEED, FIRST_SEED + SEEDS))
+    summary = chaos.summary(rows)
     assert {name: summary[name] for name in chaos.BAD} == dict.fromkeys(chaos.BAD, 0)
     assert set(summary["struck"]) == {kind for kinds in chaos.KINDS.values() for kind in kinds}
 
