@@ -265,6 +265,9 @@ class Config:
     """Last step: nothing (published), or the best cut of the image's colours near the outline."""
     gamma: Positive = 1.5
     """Exponent of the score, spread or not: puts the best single threshold at 0.5."""
+    network_share: Share = 0.5
+    """Weight of the network that comes with saff in the confidence, a geometric mean; 0: none
+    (published)."""
 
     training: Annotated[Training, _section(Training)] = field(default_factory=Training)
     """How the network learns; does not decide what pseudo labels look like."""
@@ -299,9 +302,10 @@ def default() -> Config:
     They differ from :func:`paper` in the semantic feature (features instead of class scores), in
     the seeds (from a consensus instead of the product of two cues), in the fit (pulled towards a
     prior), in the saliency (robust background, fitted to nothing) and in the last steps (the score
-    is spread once more, the outline follows the image's colours); ``docs/method.md`` says why and
-    ``docs/results.md`` by how much.  No fitted part has seen a mask: the encoder learnt the
-    classes of ImageNet, the network that a training starts from learnt from such labels.
+    is spread once more, the outline follows the image's colours, the network that comes with saff
+    has its say); ``docs/method.md`` says why and ``docs/results.md`` by how much.  No fitted part
+    has seen a mask: the encoder learnt the classes of ImageNet, the network learnt from such labels
+    as these settings give without it.
     """
     return Config()
 
@@ -336,6 +340,7 @@ def paper() -> Config:
         prior_strength=0.0,
         spread_steps=0,
         gamma=1.0,
+        network_share=0.0,
         outline="none",
         saliency="drfi",
         training=Training(

@@ -8,7 +8,7 @@ import numpy as np
 
 from saff import config as settings, edges, saliency, semantic
 from saff.arrays import AnyArray, Features, Image, LabelMap, Mask, Matrix, PixelMap
-from saff.config import Config
+from saff.config import Config, Inference
 from saff.encoding import (
     apparent_similarity,
     border_contrast,
@@ -20,23 +20,27 @@ from saff.encoding import (
     semantic_similarity,
 )
 from saff.errors import SettingsError
+from saff.inference import predict
+from saff.network.shipped import ShippedNetwork, load_shipped
 from saff.outlines import LABEL_WEIGHT, cut_outline
-from saff.quality import mask_quality
+from saff.quality import mask_dice, mask_quality
 from saff.resize import repeat, resize, shrink
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
 from saff.threads import single_thread
 from saff.weighting import Fit, fit_weights
 
 AFFINITY_LEVELS = slice(1, 3)  # of five: stride 16 and the first of stride 32, parts and objects
+ONE_PASS = Inference(input_sides=(320,), horizontal_flip=False, refinement="none")
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The back ends of a run, loaded."""
+    """The back ends of a run, loaded; the network where ``config.network_share`` is above 0."""
 
     encoder: semantic.Encoder
     saliency: saliency.Saliency
     edges: edges.Edges
+    network: ShippedNetwork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class LabeledImage:
     Attributes
     ----------
     confidence : float32 array of shape (H, W)
-        In [0, 1]; constant on each superpixel, but near the outline (``config.outline``).
+        In [0, 1].  ``scores`` painted on the superpixels; then, where configured, with the outline
+        cut anew (``config.outline``) and averaged with a network's (``config.network_share``).
     pseudo_label : uint8 array of shape (H, W)
         1 where the confidence is at least 0.5, else 0.
     superpixels : int32 array of shape (H, W)
@@ -58,7 +63,7 @@ class LabeledImage:
     bias : float
         Bias of the score.
     scores : float64 array of shape (R,)
-        Confidence of each superpixel, in [0, 1].  With ``paper()`` it is
+        Confidence of each superpixel before these last steps, in [0, 1].  With ``paper()`` it is
         ``clip(features @ weights + bias, 0, 1)``; with ``spread_steps`` that, spread and
         normalised; with ``extra_superpixel_counts`` the mean over several cuts.
     seeds_foreground, seeds_background : int
@@ -94,7 +99,8 @@ def load_models(config: Config) -> Models:
     encoder = semantic.load(
         config.encoder, side=config.encoder_side, weights=config.encoder_weights
     )
-    return Models(encoder, saliency.load(config.saliency), edges.load(config.edges))
+    network = load_shipped() if config.network_share else None
+    return Models(encoder, saliency.load(config.saliency), edges.load(config.edges), network)
 
 
 def label_image(
@@ -119,7 +125,8 @@ def label_image(
     Raises
     ------
     ValueError
-        If the image is not uint8 (H, W, 3) with at least one pixel.
+        If the image is not uint8 (H, W, 3) with at least one pixel, or ``models`` lacks a network
+        that ``config`` asks for.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
@@ -142,12 +149,11 @@ def label_image(
             scores = np.clip(region_means(painted[None], fused.superpixels)[:, 0], 0.0, 1.0)
         area = np.bincount(fused.superpixels.ravel())
         superpixels = repeat(fused.superpixels, image.shape[:2])
-        confidence = scores.astype(np.float32)[superpixels]
-        if config.outline == "graph_cut":
-            coarse = scores.astype(np.float32)[fused.superpixels]
-            refined = cut_outline(coarse, small, LABEL_WEIGHT)
-            if refined is not coarse:
-                confidence = resize(refined, image.shape[:2])
+        painted = scores.astype(np.float32)[fused.superpixels]
+        finished, agreement = finish(painted, small, models, config)
+        confidence = resize(finished, image.shape[:2])
+        if finished is painted:  # regions of an enlarged map stay constant
+            confidence = scores.astype(np.float32)[superpixels]
     return LabeledImage(
         confidence=confidence,
         pseudo_label=(confidence >= 0.5).astype(np.uint8),
@@ -159,7 +165,42 @@ def label_image(
         seeds_foreground=fused.fit.seeds_foreground,
         seeds_background=fused.fit.seeds_background,
         fallback=fused.fit.fallback,
-        quality=mask_quality(fused.features, scores, area),
+        quality=mask_quality(fused.features, scores, area) * agreement,
+    )
+
+
+def finish(
+    confidence: PixelMap, image: Image, models: Models, config: Config
+) -> tuple[PixelMap, float]:
+    """Cut the outline of a map anew, and average it with the network's.
+
+    Parameters
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+    models, config
+        As for :func:`label_image`.
+
+    Returns
+    -------
+    finished : float32 array of shape (H, W)
+        In [0, 1]: the weighted geometric mean; ``confidence`` itself where nothing is to be done.
+    agreement : float
+        Dice of both masks before they are averaged, in [0, 1]; 1 without a network.
+    """
+    if config.outline == "graph_cut":
+        confidence = cut_outline(confidence, image, LABEL_WEIGHT)
+    if not config.network_share:
+        return confidence, 1.0
+    if models.network is None:
+        raise ValueError(f"network_share is {config.network_share}, but models has no network")
+    predicted = predict(models.network.network, image, ONE_PASS)
+    share = np.float32(config.network_share)
+    return (
+        confidence ** (1 - share) * predicted**share,
+        mask_dice(confidence >= 0.5, predicted >= 0.5),
     )
 
 

@@ -33,6 +33,7 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "prior_strength": 0.125,
     "spread_steps": 5,
     "gamma": 1.25,
+    "network_share": 0.125,
     "outline": {"default": "none", "paper": "graph_cut"},
     "training": Training(steps=77, scale_range=(0.9, 1.1), network_weights="trunk.pth"),
     "inference": Inference(input_sides=(100, 200), horizontal_flip=True),

@@ -9,16 +9,19 @@ from threadpoolctl import threadpool_limits
 
 import saff
 from saff import config, labeling
+from saff.config import Inference
 from saff.encoding import context, min_max_normalise
 from saff.errors import SettingsError
+from saff.inference import predict
 from saff.labeling import (
-    Models,
     encode_edges,
     encode_semantics,
     label_image,
     load_models,
 )
+from saff.network.shipped import load_shipped
 from saff.outlines import LABEL_WEIGHT
+from saff.quality import mask_dice
 from saff.semantic import SemanticMaps
 from saff.superpixels import region_means, slic
 from saff.threads import single_thread
@@ -62,7 +65,9 @@ def assert_labeled(labeled, image, settings):
     assert labeled.confidence.min() >= 0
     assert labeled.confidence.max() <= 1
     expected = labeled.scores.astype(np.float32)[labeled.superpixels]
-    if settings.outline == "none":
+    if settings.network_share:
+        assert ((labeled.confidence > 0) <= (expected > 0)).mean() > 0.99  # a geometric mean
+    elif settings.outline == "none":
         np.testing.assert_array_equal(labeled.confidence, expected)
     elif max(shape) <= settings.working_side:  # moved by the weight of the cut at most
         most = np.where(expected >= 0.5, 1 - expected, expected).max() + LABEL_WEIGHT
@@ -260,7 +265,7 @@ def test_tiny_thin_and_flat_images_have_a_valid_map(shape, flat, kind):
 
 def test_a_large_image_is_computed_small_and_returned_large():
     settings = dataclasses.replace(
-        config.default(), working_side=300, encoder_side=256, outline="none"
+        config.default(), working_side=300, encoder_side=256, outline="none", network_share=0.0
     )
     image = cv2.resize(data.coffee(), (2100, 1500))
     result = label_image(image, settings)
@@ -375,7 +380,8 @@ def test_an_encoder_without_features_is_refused_where_they_are_needed(own, chang
 def test_one_level_of_features_is_enough():
     level = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
     loaded = load_models(config.default())
-    models = Models(lambda _: SemanticMaps(level, (level,)), loaded.saliency, loaded.edges)
+    encoder = lambda _: SemanticMaps(level, (level,))  # noqa: E731
+    models = dataclasses.replace(loaded, encoder=encoder)
     image = photo("chelsea")
     assert_labeled(label_image(image, models=models), image, config.default())
 
@@ -383,11 +389,8 @@ def test_one_level_of_features_is_enough():
 def test_models_that_are_given_are_used():
     loaded = load_models(config.default())
     seen = []
-    models = Models(
-        lambda image: seen.append(image.shape) or loaded.encoder(image),
-        loaded.saliency,
-        loaded.edges,
-    )
+    encoder = lambda image: seen.append(image.shape) or loaded.encoder(image)  # noqa: E731
+    models = dataclasses.replace(loaded, encoder=encoder)
     image = photo("chelsea")
     assert_same(label_image(image, models=models), label_image(image))
     assert seen == [image.shape]
@@ -423,7 +426,10 @@ def test_an_edge_map_counts_in_units_of_its_average():
 
 
 def test_several_cuts_are_averaged_on_the_regions_of_the_first(photographs, small):
-    image, small = photographs["coffee"], dataclasses.replace(small, outline="none")
+    image, small = (
+        photographs["coffee"],
+        dataclasses.replace(small, outline="none", network_share=0.0),
+    )
     several = dataclasses.replace(small, extra_superpixel_counts=(20, 35))
     labeled = label_image(image, several)
     assert_labeled(labeled, image, several)
@@ -442,11 +448,36 @@ def test_several_cuts_are_averaged_on_the_regions_of_the_first(photographs, smal
 
 def test_an_outline_follows_the_colours_near_it_and_the_scores_stay(photographs, small):
     image = photographs["chelsea"]
-    plain = label_image(image, dataclasses.replace(small, outline="none"))
-    cut = label_image(image, dataclasses.replace(small, outline="graph_cut"))
+    plain = label_image(image, dataclasses.replace(small, outline="none", network_share=0.0))
+    settings = dataclasses.replace(small, outline="graph_cut", network_share=0.0)
+    cut = label_image(image, settings)
     np.testing.assert_array_equal(cut.scores, plain.scores)
     np.testing.assert_array_equal(cut.superpixels, plain.superpixels)
     changed = cut.pseudo_label != plain.pseudo_label
     assert 0 < changed.mean() < 0.2
     shared, either = (f(cut.pseudo_label, plain.pseudo_label) for f in (np.minimum, np.maximum))
     assert shared.sum() >= 0.5 * either.sum()  # the guard
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_network_has_its_share_of_the_confidence(photographs, small, share):
+    """A weighted geometric mean with one pass of the network that comes with saff."""
+    image = photographs["chelsea"]
+    plain = label_image(image, dataclasses.replace(small, network_share=0.0))
+    shared = label_image(image, dataclasses.replace(small, network_share=share))
+    once = Inference(input_sides=(320,), horizontal_flip=False, refinement="none")
+    predicted = predict(load_shipped().network, image, once)
+    expected = plain.confidence ** (1 - share) * predicted**share
+    np.testing.assert_allclose(shared.confidence, expected, atol=1e-6)
+    np.testing.assert_array_equal(shared.scores, plain.scores)
+    agreement = mask_dice(plain.pseudo_label == 1, predicted >= 0.5)
+    assert 0 < agreement < 1
+    assert shared.quality == pytest.approx(plain.quality * agreement)
+
+
+def test_models_without_the_network_that_the_settings_ask_for(photographs, small):
+    settings = dataclasses.replace(small, network_share=0.5)
+    models = dataclasses.replace(load_models(settings), network=None)
+    with pytest.raises(ValueError, match=r"network_share is 0\.5, but models has no network"):
+        label_image(photographs["chelsea"], settings, models)
+    assert load_models(config.paper()).network is None

@@ -1,5 +1,6 @@
 """Pseudo labels: what Ray maps over the parts of the manifest, and the job around it."""
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -106,12 +107,11 @@ def describe_run(source: str, config: Config) -> Row:
     label_image(
         np.zeros((32, 32, 3), np.uint8), config, models
     )  # settings that cannot work together
+    used = {field.name: getattr(models, field.name) for field in dataclasses.fields(models)}
     content = {
         "saff": saff.__version__,
         "config": config.labeling(),
-        "weights": {
-            kind: identity(getattr(models, kind)) for kind in ("encoder", "saliency", "edges")
-        },
+        "weights": {kind: identity(model) for kind, model in used.items() if model is not None},
     }
     return with_digest(content) | {"source": source}
 
