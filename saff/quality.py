@@ -56,6 +56,23 @@ def mask_quality(features: AnyArray, scores: AnyArray, area: AnyArray) -> float:
     return float(np.clip(contrast * np.maximum(agreement, 0.0).mean(), 0.0, 1.0))
 
 
+def mask_dice(first: AnyArray, second: AnyArray) -> float:
+    """Dice coefficient of two masks, twice the overlap over the sum of sizes; 1 if both are empty.
+
+    Parameters
+    ----------
+    first, second : bool arrays of one shape
+        Masks.
+
+    Examples
+    --------
+    >>> mask_dice(np.array([True, True, False]), np.array([True, False, False]))
+    0.6666666666666666
+    """
+    total = np.count_nonzero(first) + np.count_nonzero(second)
+    return 2 * np.count_nonzero(first & second) / total if total else 1.0
+
+
 def to_levels(confidence: PixelMap) -> NDArray[np.uint8]:
     """Confidence in [0, 1] as 8-bit levels; at least one half becomes at least 128.
 
@@ -143,18 +160,3 @@ def foreground_found(levels: AnyArray, peak_above: float) -> bool:
 def _count_levels(levels: AnyArray) -> NDArray[np.int64]:
     """Count the pixels of each level: int64 (256,), with no memory for each pixel."""
     return np.asarray(PIL.Image.fromarray(levels).histogram(), np.int64)
-def mask_dice(first: AnyArray, second: AnyArray) -> float:
-    """Dice coefficient of two masks, twice the overlap over the sum of sizes; 1 if both are empty.
-
-    Parameters
-    ----------
-    first, second : bool arrays of one shape
-        Masks.
-
-    Examples
-    --------
-    >>> mask_dice(np.array([True, True, False]), np.array([True, False, False]))
-    0.6666666666666666
-    """
-    total = np.count_nonzero(first) + np.count_nonzero(second)
-    return 2 * np.count_nonzero(first & second) / total if total else 1.0

@@ -11,7 +11,7 @@ from saff import config
 
 ROOT = Path(__file__).parent.parent
 JOB = [sys.executable, str(ROOT / "jobs" / "pseudo_labels.py")]
-SETTINGS = {"encoder_side": 64, "superpixel_count": 60}
+SETTINGS = {"encoder_side": 64, "superpixel_count": 60, "network_share": 0.0}
 SMALL = dataclasses.replace(config.default(), **SETTINGS)
 
 
