@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from saff.access import ANYTHING, Access
 from saff.addresses import LOCAL, is_local
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
 from saff.ids import is_safe_id
+from saff.matting import load_pymatting, matte
 from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
 from saff.photographs import Photographs
 from saff.pictures import What, encode_picture, needs_image, picture, picture_format
@@ -29,6 +32,7 @@ LISTED = 20  # images that are named where a file could not be written
 FAILURES = 3  # uploads that fail one after the other, before the store is at fault
 OF_ONE_KEY = ("KeyTooLongError", BAD_ADDRESS)  # what an object store says of one name
 STANDARD = "-"  # standard input or output, as a file name
+NOT_MATTED = "without a matte, which would be empty or harm: alpha is the confidence"
 THERE_ALREADY = "a file with another content exists; --overwrite replaces it"
 OF_ONE_NAME = (  # what a file system says of one path, not of the disk
     errno.EEXIST,
@@ -54,6 +58,8 @@ class ExportSummary:
     written: int = 0
     nothing_found: int = 0
     """Images among them in which the network has found no foreground."""
+    not_matted: int = 0
+    """Cut-outs among them whose edges were to be soft and are those of the confidence."""
     failed: int = 0
     """Images of the run that have no result."""
     photographs: Photographs = field(default_factory=Photographs)
@@ -97,6 +103,8 @@ class ExportSummary:
         if self.nothing_found:
             empty = "1 image" if self.nothing_found == 1 else f"{self.nothing_found:,} images"
             yield f"no foreground found in {empty}: the mask is empty"
+        if self.not_matted:
+            yield f"{self.not_matted:,} of the cut-outs {NOT_MATTED}"
         yield f"{total}: {why}" if why else total
 
 
@@ -154,6 +162,7 @@ def export_pictures(
     *,
     overwrite: bool = False,
     threshold: float = 0.5,
+    matting: bool = False,
     access: Access = ANYTHING,
 ) -> ExportSummary:
     """Write one PNG file per image, named by its id, into a folder or prefix.
@@ -172,6 +181,8 @@ def export_pictures(
         Replace files that exist.  Otherwise only a file with the same content is no hindrance.
     threshold : float
         Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
+    matting : bool
+        Give cut-outs soft edges (:func:`saff.matting.matte`), where that does no harm.
     access : Access
         What the addresses of the images may name.
 
@@ -189,6 +200,8 @@ def export_pictures(
     StorageError
         If the folder cannot be written to at all, or the disk is full.
     """
+    if matting:
+        check_matting(what)
     results = rows_of(output, stage, ["image_id", "error_kind"])
     ids = (row["image_id"] for row in results if row["error_kind"] is None)
     known = [image_id for image_id in ids if is_safe_id(image_id)]
@@ -203,7 +216,7 @@ def export_pictures(
             summary.failed += 1
         elif not is_safe_id(image_id):
             summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
-        elif (data := _encoded(row, what, threshold, summary)) is not None:
+        elif (data := _encoded(row, what, threshold, matting, summary)) is not None:
             reason = folder.write(names.name(image_id), data)
             if reason:
                 summary.refuse(image_id, reason)
@@ -214,21 +227,74 @@ def export_pictures(
     return summary
 
 
-def _encoded(row: Row, what: What, threshold: float, summary: ExportSummary) -> bytes | None:
+def check_matting(what: What) -> None:
+    """Check that pictures of a kind can have soft edges, and load what makes them.
+
+    Raises
+    ------
+    SettingsError
+        If the kind is no cut-out, or the package is missing.
+    """
+    if what != "cutout":
+        raise SettingsError(
+            f"--matting softens the edges of a cut-out and does nothing for {what}; use it with "
+            "--what cutout"
+        )
+    load_pymatting()
+
+
+def draw(
+    what: What,
+    confidence: AnyArray,
+    image: Image | None,
+    *,
+    threshold: float = 0.5,
+    foreground_found: bool = True,
+    matting: bool = False,
+) -> tuple[AnyArray, bool]:
+    """Draw one result, a cut-out with soft edges if that is wanted and does no harm.
+
+    Parameters
+    ----------
+    what, confidence, image, threshold, foreground_found
+        As for :func:`saff.pictures.picture`.
+    matting : bool
+        Give a cut-out soft edges; its mask is of the threshold.
+
+    Returns
+    -------
+    drawn : uint8 array
+        As :func:`saff.pictures.picture` gives it.
+    as_wanted : bool
+        False where soft edges were wanted and the cut-out has those of the confidence.
+    """
+    if matting and image is not None and foreground_found:
+        soft = matte(image, confidence >= np.ceil(255 * threshold))
+        if soft is not None:
+            return np.dstack([soft.colours, soft.alpha]), True
+    plain = picture(what, confidence, image, threshold=threshold, foreground_found=foreground_found)
+    return plain, not (matting and foreground_found)
+
+
+def _encoded(
+    row: Row, what: What, threshold: float, matting: bool, summary: ExportSummary
+) -> bytes | None:
     """Picture file of a row; None, and counted, where it cannot be drawn."""
     image = summary.photographs.read(row) if needs_image(what) else None
     if image is None and needs_image(what):
         return None
     try:
-        return encode_picture(
-            picture(
-                what,
-                decode_map(row, "confidence"),
-                image,
-                threshold=threshold,
-                foreground_found=has_foreground(row),
-            )
+        drawn, as_wanted = draw(
+            what,
+            decode_map(row, "confidence"),
+            image,
+            threshold=threshold,
+            foreground_found=has_foreground(row),
+            matting=matting,
         )
+        data = encode_picture(drawn)
+        summary.not_matted += not as_wanted
+        return data
     except (StorageError, ValueError) as error:  # a damaged map, or a size that no encoder takes
         summary.refuse(row["image_id"], str(error))
         return None
@@ -371,17 +437,23 @@ def save_picture(
     *,
     threshold: float = 0.5,
     foreground_found: bool = True,
-) -> None:
+    matting: bool = False,
+) -> bool:
     """Draw one result into a file that a person named, or to standard output for ``-``.
 
     Parameters
     ----------
     target : str
         Path of a file, or ``-``.
-    what, confidence, image, threshold, foreground_found
-        As for :func:`saff.pictures.picture`.
+    what, confidence, image, threshold, foreground_found, matting
+        As for :func:`draw`.
     file_format : str
         As :func:`check_target` gives it.
+
+    Returns
+    -------
+    as_wanted : bool
+        As of :func:`draw`.
 
     Raises
     ------
@@ -390,7 +462,14 @@ def save_picture(
     StorageError
         If it cannot be written.
     """
-    drawn = picture(what, confidence, image, threshold=threshold, foreground_found=foreground_found)
+    drawn, as_wanted = draw(
+        what,
+        confidence,
+        image,
+        threshold=threshold,
+        foreground_found=foreground_found,
+        matting=matting,
+    )
     try:
         data = encode_picture(drawn, file_format)
     except ValueError as error:
@@ -398,12 +477,13 @@ def save_picture(
     if target == STANDARD:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-        return
+        return as_wanted
     folder, name = os.path.split(os.path.abspath(target))
     try:
         Folder(LOCAL, folder).write(name, data)
     except OSError as error:
         raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+    return as_wanted
 
 
 def read_photograph(source: str) -> bytes:

@@ -123,7 +123,15 @@ ThresholdOption = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
-        help="Smallest confidence of foreground in a mask or an overlay.",
+        help="Smallest confidence of foreground in a mask, an overlay or a matted cut-out.",
+    ),
+]
+MattingOption = Annotated[
+    bool,
+    typer.Option(
+        "--matting",
+        help="Give a cut-out soft edges without the background's colours; needs "
+        "pip install 'saff\\[matting]'.",
     ),
 ]
 TakeOverOption = Annotated[

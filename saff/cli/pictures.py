@@ -14,6 +14,7 @@ from saff.addresses import expand_home, local_path
 from saff.cli.options import (
     AllowCodeOption,
     ConfigOption,
+    MattingOption,
     NetworkOption,
     Output,
     PrivateOption,
@@ -56,6 +57,7 @@ def segment(
         typer.Option(help="Use a trained network, or label the picture as saff label does."),
     ] = Method.network,
     threshold: ThresholdOption = 0.5,
+    matting: MattingOption = False,
     config: ConfigOption = "default",
     allow_code: AllowCodeOption = None,
 ) -> None:
@@ -73,6 +75,8 @@ def segment(
     to = to if to == picture_export.STANDARD else str(local_path(to))
     image = expand_home(image)
     file_format = picture_export.check_target(to, image, what.value)
+    if matting:
+        picture_export.check_matting(what.value)
     chosen = read_config(config)
     try:
         pixels = images.decode(picture_export.read_photograph(image), max_pixels=chosen.max_pixels)
@@ -90,9 +94,18 @@ def segment(
     found = method is Method.label or foreground_found(
         levels, chosen.inference.foreground_found_above
     )
-    picture_export.save_picture(
-        to, what.value, levels, pixels, file_format, threshold=threshold, foreground_found=found
+    as_wanted = picture_export.save_picture(
+        to,
+        what.value,
+        levels,
+        pixels,
+        file_format,
+        threshold=threshold,
+        foreground_found=found,
+        matting=matting,
     )
+    if not as_wanted:
+        typer.echo(printable(f"{image}: {picture_export.NOT_MATTED}"), err=True)
     if not found:
         typer.echo(printable(f"{image}: no foreground found; the mask is empty"), err=True)
 
@@ -114,6 +127,7 @@ def export(
     what: Annotated[What, typer.Option(help="Kind of picture to write.")] = What.mask,
     stage: StageOption = Stage.PSEUDO_LABELS,
     threshold: ThresholdOption = 0.5,
+    matting: MattingOption = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
     ] = False,
@@ -132,6 +146,7 @@ def export(
         stage.value,
         overwrite=overwrite,
         threshold=threshold,
+        matting=matting,
         access=Access(private=private),
     )
     if overwriting.is_among_images(run, folder.uri):
