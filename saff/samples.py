@@ -12,7 +12,7 @@ import tempfile
 import uuid
 import zipfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,6 +60,8 @@ class Batch(NamedTuple):
     """(N, C, C), False outside of the image."""
     keys: list[int]
     """(N,), one number for each sample of a run: seeds what else is drawn for it."""
+    missing: tuple[str, ...] = ()
+    """``PART:ROW`` of photographs that are gone or have changed; their samples hold nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,15 @@ def _window_order(
     pairs = [np.stack([np.full(n, p), np.arange(n)], 1) for p in parts for n in [corpus.counts[p]]]
     rng = np.random.default_rng([seed, epoch, 1 + window])
     return rng.permutation(np.concatenate(pairs), axis=0)
+
+
+def image_ids(corpus: Corpus, places: Iterable[str]) -> Iterator[str]:
+    """Image ids of ``PART:ROW``, as :class:`Batch` names photographs that are missing."""
+    for place in places:
+        part, _, number = place.rpartition(":")
+        rows = read_all_rows(corpus.labels, part, ("image_id", "error_kind"))
+        usable = (row["image_id"] for row in rows if row["error_kind"] is None)
+        yield next(islice(usable, int(number), None))
 
 
 # Pixels
@@ -432,15 +443,19 @@ class Loader:
         training = self.training
         first = step * training.batch_size
         positions = range(first + self.rank, first + training.batch_size, self.workers)
-        crops = []
+        crops, missing = [], []
         for position in positions:
             part, row = draw(self.corpus, training.seed, position)
             (pixels,) = self.cache.read(part, [row])
+            if not pixels.size:
+                missing.append(f"{part}:{row}")
             # a first number that no epoch has, so that no two generators are the same
             rng = np.random.default_rng([training.seed, 2**40, position])
-            crops.append(self._augment(*crop(pixels, rng, training), position, rng))
+            sample = crop(pixels, rng, training)
+            crops.append(self._augment(*sample, position, rng) if pixels.size else sample)
         image, confidence, valid = (np.stack(column) for column in zip(*crops, strict=True))
-        return Batch(image, confidence, valid, [_key(training.seed, p) for p in positions])
+        keys = [_key(training.seed, position) for position in positions]
+        return Batch(image, confidence, valid, keys, tuple(missing))
 
     def _augment(
         self,

@@ -59,7 +59,8 @@ def train(
     on_step : callable, optional
         Called after each step with ``step`` (from 1), ``loss``, ``accuracy`` (share of the counted
         cells on whose label the network agrees), ``learning_rate`` (the trunk's),
-        ``gradient_norm``, ``samples`` (of all workers) and ``seconds``.
+        ``gradient_norm``, ``samples`` (of all workers, without photographs that are missing) and
+        ``seconds``.
     on_checkpoint : callable, optional
         Called every ``training.checkpoint_interval`` steps and after the last, with the state.
 
@@ -146,7 +147,8 @@ def gradients(
             loss = summed_loss(logits, target, counted)
             loss.backward()  # type: ignore[no-untyped-call]
         agreed = ((logits[:, 1] > logits[:, 0]) == (target >= 0.5)) & counted
-        part = [loss.detach(), agreed.sum(), counted.sum(), torch.tensor(len(share))]
+        learnt = torch.tensor(batch.valid[share].any(axis=(1, 2)).sum())  # not those missing
+        part = [loss.detach(), agreed.sum(), counted.sum(), learnt]
         sums += torch.stack([value.double().cpu() for value in part])
     workers = 1
     if dist.is_initialized():

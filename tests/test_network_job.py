@@ -167,6 +167,23 @@ def test_images_that_are_circular_links_are_passed_over_in_training(output, tmp_
     assert row["image"].shape == (4, 64, 64, 3)  # as of any other step
 
 
+def test_photographs_that_are_gone_are_named_and_not_counted(output, caplog):
+    labels, gone = output / "pseudo_labels", []
+    for name in labels.names(".parquet"):
+        rows = list(read_rows(labels, name))
+        for row in rows[:1]:
+            gone += [row["image_id"]] if row["error_kind"] is None else []
+            row["uri"] = "/gone"
+        write_rows(labels, name, rows, PSEUDO_LABELS)
+    train_network(output, TRAINING)
+    count, whole = len(gone), len(open_corpus(labels))
+    assert 0 < count < whole
+    (said,) = [r.message for r in caplog.records if r.message.startswith("not learnt from")]
+    assert f"labelled: {count} of {whole} photographs: {', '.join(gone[:3])}" in said
+    metrics = np.genfromtxt(f"{output.path}/network/metrics.csv", delimiter=",", names=True)
+    assert 0 < metrics["samples"].sum() < TRAINING.steps * TRAINING.batch_size
+
+
 def test_two_workers_train_the_same_network(trained_once, output):
     train_network(output, TRAINING, workers=2)
     for name, value in weights_of(trained_once).items():

@@ -11,7 +11,7 @@ from saff import images, samples
 from saff.config import Training
 from saff.errors import SettingsError, StorageError
 from saff.layout import part_name
-from saff.samples import Cache, Corpus, Loader, batches, crop, draw, load, open_corpus
+from saff.samples import Cache, Corpus, Loader, batches, crop, draw, image_ids, load, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.storage import Folder
 
@@ -259,6 +259,42 @@ def test_workers_share_the_batch(loader):
     assert [len(s.keys) for s in shares] == [2, 1, 1]
     for rank, share in enumerate(shares):
         assert same((f[rank::3] for f in whole), share)
+
+
+def test_photographs_that_are_gone_are_named_and_change_no_other_sample(finished, loader, tmp_path):
+    labels = Folder.at(str(shutil.copytree((finished / "pseudo_labels").path, tmp_path / "gone")))
+    gone = set()
+    for name in labels.names(".parquet"):
+        rows = read_rows(labels, name)
+        rows = [row | {"uri": "/gone"} if row["image_id"] > "c" else row for row in rows]
+        gone |= {r["image_id"] for r in rows if r["uri"] == "/gone" and r["error_kind"] is None}
+        write_rows(labels, name, rows, PSEUDO_LABELS)
+    assert gone
+    training = dataclasses.replace(TRAINING, paste_probability=0.0)
+    whole = dataclasses.replace(loader, training=training)
+    cache = Cache(labels, 64, tmp_path / "other")
+    some = dataclasses.replace(whole, corpus=open_corpus(labels), cache=cache)
+    named = set()
+    for step in range(TRAINING.steps):
+        expected, found = whole(step), some(step)
+        there = found.valid.any(axis=(1, 2))
+        assert len(found.missing) == np.count_nonzero(~there)
+        assert expected.missing == ()
+        for one, other in zip(expected[:3], found[:3], strict=True):
+            np.testing.assert_array_equal(one[there], other[there])
+        named |= {*image_ids(some.corpus, found.missing)}
+    assert named == gone
+
+
+def test_nothing_is_pasted_where_a_photograph_is_gone(loader, labels, tmp_path, monkeypatch):
+    training = dataclasses.replace(TRAINING, paste_probability=1.0)
+    monkeypatch.setattr(samples, "can_be_pasted", lambda confidence: bool(confidence.size))
+    monkeypatch.setattr(samples, "paste", lambda *_: pytest.fail("pasted"))
+    empty = np.zeros((0, 0, 4), np.uint8)
+    monkeypatch.setattr(Cache, "read", lambda *_: [empty])
+    batch = dataclasses.replace(loader, training=training)(0)
+    assert not batch.valid.any()
+    assert len(batch.missing) == training.batch_size
 
 
 def test_batches_come_in_order_from_any_step(loader):

@@ -253,6 +253,19 @@ def test_a_loss_that_is_not_finite_ends_it():
     assert not states
 
 
+def test_images_that_are_gone_are_no_samples():
+    def some(step):
+        batch = batch_of(step)
+        batch.valid[: step % 3] = False
+        return batch
+
+    steps = []
+    batches = [some(step) for step in range(TRAINING.steps)]
+    train(tiny(), batches, TRAINING, on_step=steps.append)
+    expected = [6 - step % 3 for step in range(TRAINING.steps)]
+    assert [metrics["samples"] for metrics in steps] == expected
+
+
 def test_images_that_are_gone_end_it_but_not_at_once():
     def gone(step):
         batch = batch_of(step)

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ from saff.layout import Stage
 from saff.lease import leased
 from saff.progress import PATIENCE, Progress
 from saff.runs import stage_digest
-from saff.samples import Batch, Cache, Corpus, Loader, open_corpus, scratch
+from saff.samples import Batch, Cache, Corpus, Loader, image_ids, open_corpus, scratch
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import train
@@ -52,6 +52,8 @@ MOST_FAILURES = 3  # restarts of the workers, from the last checkpoint
 STEPS_PER_TASK = 4  # of loading
 LOADERS = 2  # per worker
 POLL_SECONDS = 0.5
+MOST_MISSING = 10_000  # photographs that a worker reports as gone or changed
+MOST_NAMED = 3
 LOG = logging.getLogger(__name__)
 
 
@@ -76,6 +78,7 @@ class Board:
     def __init__(self) -> None:
         self.metrics: Metrics = {}
         self.fault = ""
+        self.missing: set[str] = set()
 
     def post(self, metrics: Metrics) -> None:
         """Keep the last metrics."""
@@ -84,6 +87,14 @@ class Board:
     def fail(self, fault: str) -> None:
         """Keep the first fault that no repetition would mend."""
         self.fault = self.fault or fault
+
+    def miss(self, places: list[str]) -> None:
+        """Keep the places of photographs that are gone or have changed."""
+        self.missing.update(places)
+
+    def missed(self) -> list[str]:
+        """Give those places in their order."""
+        return sorted(self.missing)
 
     def read(self) -> tuple[Metrics, str]:
         """Give the last metrics and the fault."""
@@ -201,7 +212,24 @@ def train_network(
     _, fault = ray.get(board.read.remote())
     if fault:
         raise TrainingError(fault)
+    _warn_of_missing(corpus, ray.get(board.missed.remote()))
     return results
+
+
+def _warn_of_missing(corpus: Corpus, places: list[str]) -> None:
+    """Say which photographs a training could not learn from."""
+    if not places:
+        return
+    first = ", ".join(image_ids(corpus, places[:MOST_NAMED]))
+    LOG.warning(
+        "not learnt from, because gone or changed since they were labelled: %s%s of %s "
+        "photographs: %s%s",
+        "at least " if len(places) >= MOST_MISSING else "",
+        f"{len(places):,}",
+        f"{len(corpus):,}",
+        first,
+        ", ..." if len(places) > MOST_NAMED else "",
+    )
 
 
 @contextmanager
@@ -287,7 +315,7 @@ def _work(job: Job) -> None:
     network = prepare_model(start_network(training).to(device), move_to_device=False)
     final = train(
         network,
-        stream(loader, start),
+        report_missing(stream(loader, start), job.board),
         training,
         state=state,
         device=device,
@@ -296,6 +324,17 @@ def _work(job: Job) -> None:
     )
     if rank == 0:
         results.finish(final.weights())
+
+
+def report_missing(batches: Iterable[Batch], board: Any) -> Iterator[Batch]:
+    """Hand batches on; report photographs that are gone or have changed, each once."""
+    known: set[str] = set()
+    for batch in batches:
+        fresh = {*batch.missing} - known
+        if fresh and len(known) < MOST_MISSING:
+            known |= fresh
+            board.miss.remote(sorted(fresh))
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +353,13 @@ class Feed:
             if not is_system_fault(error):
                 raise
             batch, fault = self.loader.blank(), fault_message(error, f"step {step + 1}")
-        return {**batch._asdict(), "keys": np.asarray(batch.keys), "fault": fault}
+        missing = " ".join(batch.missing)  # text: Ray keeps it as it is
+        return {
+            **batch._asdict(),
+            "keys": np.asarray(batch.keys),
+            "missing": missing,
+            "fault": fault,
+        }
 
 
 def stream(loader: Loader, start: int) -> Iterator[Batch]:
@@ -336,4 +381,5 @@ def stream(loader: Loader, start: int) -> Iterator[Batch]:
     for row in rows.iter_rows():
         if row["fault"]:
             raise TrainingError(row["fault"])
-        yield Batch(row["image"], row["confidence"], row["valid"], row["keys"].tolist())
+        keys, missing = row["keys"].tolist(), tuple(row["missing"].split())
+        yield Batch(row["image"], row["confidence"], row["valid"], keys, missing)
