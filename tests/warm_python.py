@@ -181,6 +181,7 @@ def serve(address: str) -> None:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(key.data, signal.SIGKILL)
         finally:
+            signal.set_wakeup_fd(-1)  # it is closed before the last child has ended
             for pid in children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
