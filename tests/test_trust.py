@@ -20,8 +20,10 @@ from saff.errors import SettingsError, WeightsError
 from saff.images import decode, encode_png
 from saff.network_export import export_network
 from saff.samples import open_corpus
+from saff.shards import read_rows
 from saff.storage import Folder
 from saff.trained import NetworkFolder, describe, load_trained, start_network
+from stored_runs import predicted, write_predictions
 
 HOME = Path(__file__).parents[1]
 LEAVES_A_TRACE = """
@@ -68,7 +70,9 @@ def whole_run(finished, tmp_path_factory):
     """A run with predictions and with the network that training starts from; not to change."""
     run = Folder.at(str(tmp_path_factory.mktemp("whole") / "run"))
     shutil.copytree(finished.path, run.path)
-    shutil.copytree(f"{run.path}/pseudo_labels", f"{run.path}/predictions")
+    labels = run / "pseudo_labels"
+    rows = [row for name in labels.names(".parquet") for row in read_rows(labels, name)]
+    write_predictions(run, [predicted(row) for row in rows if row["confidence"]])
     (run / "predictions").write("run.json", run.read("run.json"))
     results = NetworkFolder(run / "network")
     training = config.default().training
