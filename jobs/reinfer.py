@@ -68,7 +68,7 @@ def reinfer(
     job = prediction_job(
         folder,
         Folder.at(network) if network else folder,
-        read_config(config).inference,
+        read_config(config),
         source=corpus,
         access=access,
         workers=workers,

@@ -23,7 +23,7 @@ from saff.errors import SettingsError
 from saff.inference import predict
 from saff.network.shipped import ShippedNetwork, load_shipped
 from saff.outlines import LABEL_WEIGHT, cut_outline
-from saff.quality import mask_dice, mask_quality
+from saff.quality import mask_dice, mask_quality, sharpen
 from saff.resize import repeat, resize, shrink
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
 from saff.threads import single_thread
@@ -186,7 +186,8 @@ def finish(
     Returns
     -------
     finished : float32 array of shape (H, W)
-        In [0, 1]: the weighted geometric mean; ``confidence`` itself where nothing is to be done.
+        In [0, 1]: the weighted geometric mean, sharpened; ``confidence`` itself where nothing is to
+        be done.
     agreement : float
         Dice of both masks before they are averaged, in [0, 1]; 1 without a network.
     """
@@ -198,10 +199,8 @@ def finish(
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
     predicted = predict(models.network.network, image, ONE_PASS)
     share = np.float32(config.network_share)
-    return (
-        confidence ** (1 - share) * predicted**share,
-        mask_dice(confidence >= 0.5, predicted >= 0.5),
-    )
+    agreement = mask_dice(confidence >= 0.5, predicted >= 0.5)
+    return sharpen(confidence ** (1 - share) * predicted**share), agreement
 
 
 def _given(pixels: PixelMap, image: Image) -> PixelMap:

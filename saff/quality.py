@@ -56,6 +56,34 @@ def mask_quality(features: AnyArray, scores: AnyArray, area: AnyArray) -> float:
     return float(np.clip(contrast * np.maximum(agreement, 0.0).mean(), 0.0, 1.0))
 
 
+SHARPNESS = 3  # of the mean of two maps
+
+
+def sharpen(confidence: PixelMap) -> PixelMap:
+    """Move the levels of a map away from one half: its log-odds, :data:`SHARPNESS` times.
+
+    The order of the pixels and the mask at one half stay as they are.  The mean of two maps is sure
+    only where both are; where one is, it is right more often than the mean says.
+
+    Parameters
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+
+    Returns
+    -------
+    sharpened : float32 array of shape (H, W)
+        In [0, 1]: ``p**3 / (p**3 + (1 - p)**3)``.
+
+    Examples
+    --------
+    >>> sharpen(np.array([0.0, 0.5, 0.75, 1.0], np.float32)).tolist()[:3:2]
+    [0.0, 0.9642857313156128]
+    """
+    inside, outside = confidence**SHARPNESS, (1 - confidence) ** SHARPNESS
+    return np.asarray(inside / (inside + outside), np.float32)
+
+
 def mask_dice(first: AnyArray, second: AnyArray) -> float:
     """Dice coefficient of two masks, twice the overlap over the sum of sizes; 1 if both are empty.
 
@@ -69,8 +97,8 @@ def mask_dice(first: AnyArray, second: AnyArray) -> float:
     >>> mask_dice(np.array([True, True, False]), np.array([True, False, False]))
     0.6666666666666666
     """
-    total = np.count_nonzero(first) + np.count_nonzero(second)
-    return 2 * np.count_nonzero(first & second) / total if total else 1.0
+    total = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
+    return 2 * int(np.count_nonzero(first & second)) / total if total else 1.0
 
 
 def to_levels(confidence: PixelMap) -> NDArray[np.uint8]:

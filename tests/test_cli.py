@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import saff
 from saff import cli, config
 from saff.errors import SettingsError
+from saff.fused_prediction import models_beside, predict_fused
 from saff.images import decode, decode_png, encode_png
-from saff.inference import predict
 from saff.runs import claim
 from saff.samples import open_corpus
 from saff.shards import read_rows
@@ -572,11 +572,12 @@ def test_a_picture_is_segmented_by_a_network(call, corpus, trained, tmp_path):
     words = ["segment", photo, "-o", to, "--what", "confidence"]
     assert call(*words, "--network", trained.path) == (0, "", "")
     network = load_trained(trained).network
-    expected = predict(network, decode(photo.read_bytes()), config.default().inference)
+    settings, pixels = config.default(), decode(photo.read_bytes())
+    ((expected, _),) = predict_fused(network, [pixels], settings, models_beside(settings))
     np.testing.assert_array_equal(decode_png(to.read_bytes()), np.rint(expected * 255))
     shipped = load_trained(None).network
     assert call(*words) == (0, "", "")  # without it, by the network that comes with saff
-    expected = predict(shipped, decode(photo.read_bytes()), config.default().inference)
+    ((expected, _),) = predict_fused(shipped, [pixels], settings, models_beside(settings))
     np.testing.assert_array_equal(decode_png(to.read_bytes()), np.rint(expected * 255))
 
 

@@ -47,7 +47,7 @@ TINY = dataclasses.replace(
     training=Training(
         crop_size=64, max_side=96, batch_size=4, steps=4, checkpoint_interval=2, warmup_steps=1
     ),
-    inference=Inference(input_sides=(96,)),
+    inference=Inference(input_sides=(96,), pseudo_label_share=0.0),
 )
 
 

@@ -31,6 +31,7 @@ from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.layout import begun_rounds, part_name
 from saff.manifests import extend_manifest
+from saff.quality import foreground_found, to_levels
 from saff.samples import Cache, Loader, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
 from saff.sources import list_images
@@ -43,7 +44,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_node")]
 TRAINING = Training(
     crop_size=64, max_side=96, batch_size=4, steps=6, checkpoint_interval=2, warmup_steps=1
 )
-INFERENCE = Inference(input_sides=(96,))
+INFERENCE = Inference(input_sides=(96,), pseudo_label_share=0.0)
+ALONE = dataclasses.replace(config.default(), inference=INFERENCE)  # no labels beside it
 SETTINGS = {
     "encoder_side": 64,
     "superpixel_count": 60,
@@ -54,7 +56,7 @@ SETTINGS = {
         "checkpoint_interval": 2,
         "warmup_steps": 1,
     },
-    "inference": {"input_sides": [96]},
+    "inference": {"input_sides": [96], "pseudo_label_share": 0.0},
 }
 
 
@@ -264,7 +266,7 @@ def test_workers_and_gpus_are_checked():
 
 
 def test_predictions_are_those_of_the_network_alone(trained_once):
-    done = predict_corpus(trained_once, trained_once, INFERENCE, workers=2)
+    done = predict_corpus(trained_once, trained_once, ALONE, workers=2)
     assert (done.images, done.done, done.failed, done.left) == (7, 7, 3, 0)
     network = load_trained(trained_once).network
     rows = predictions_of(trained_once)
@@ -275,14 +277,20 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
             assert row[column] == labels[image_id][column], column
         if row["error_kind"] is None:
             confidence = predict(network, images.read(row["uri"]), INFERENCE)
-            expected = encode_prediction(confidence, INFERENCE.foreground_found_above)
+            peak_above = INFERENCE.foreground_found_above
+            found = foreground_found(to_levels(confidence), peak_above)
+            expected = encode_prediction(confidence, found)
             assert expected.items() <= row.items()
     with pytest.raises(SettingsError, match=r"horizontal_flip is True in that run and False"):
         predict_corpus(
-            trained_once, trained_once, dataclasses.replace(INFERENCE, horizontal_flip=False)
+            trained_once,
+            trained_once,
+            dataclasses.replace(
+                ALONE, inference=dataclasses.replace(INFERENCE, horizontal_flip=False)
+            ),
         )
     with pytest.raises(SettingsError, match="--gpus 1 is more than"):
-        predict_corpus(trained_once, trained_once, INFERENCE, gpus=1, restart=True)
+        predict_corpus(trained_once, trained_once, ALONE, gpus=1, restart=True)
     assert predictions_of(trained_once) == rows
 
 
@@ -290,7 +298,7 @@ def test_new_images_need_the_network_alone(trained_once, corpus, tmp_path):
     output = Folder.at(str(tmp_path / "new"))
     rows = [r for r in list_images(str(corpus)) if "chelsea" in r["image_id"]]
     for _ in range(2):  # the second time it is done
-        done = predict_corpus(output, trained_once, INFERENCE, source=(str(corpus), rows))
+        done = predict_corpus(output, trained_once, ALONE, source=(str(corpus), rows))
         assert (done.images, done.done, done.failed) == (1, 1, 0)
     (found,) = predictions_of(output).values()
     expected = predict(load_trained(trained_once).network, images.read(rows[0]["uri"]), INFERENCE)
@@ -303,13 +311,13 @@ def test_several_jobs_share_new_images(trained_once, corpus, tmp_path):
     output = Folder.at(str(tmp_path / "new"))
     source = (str(corpus), list(list_images(str(corpus))))
     with pytest.raises(SettingsError, match="has no images yet; before any share is done"):
-        predict_corpus(output, trained_once, INFERENCE, source=source, share=Share(1, 2))
+        predict_corpus(output, trained_once, ALONE, source=source, share=Share(1, 2))
     with pytest.raises(SettingsError, match="forgets the work of all shares"):
-        predict_corpus(output, trained_once, INFERENCE, restart=True, share=Share(1, 2))
+        predict_corpus(output, trained_once, ALONE, restart=True, share=Share(1, 2))
     extend_manifest(output, source[1])
     for number, whole in ((1, False), (2, True)):
         share = Share(number, 2)
-        done = predict_corpus(output, trained_once, INFERENCE, source=source, share=share)
+        done = predict_corpus(output, trained_once, ALONE, source=source, share=share)
         assert done.left == 0
         assert (len(predictions_of(output)) == 7) == whole
     assert verify(output, network=trained_once).whole
@@ -318,7 +326,7 @@ def test_several_jobs_share_new_images(trained_once, corpus, tmp_path):
 def test_an_image_that_breaks_the_network_is_a_row(trained_once, tmp_path, monkeypatch):
     shutil.copytree(trained_once.path, tmp_path / "run")
     output = Folder.at(str(tmp_path / "run"))
-    part = PredictPart(output, "again", output, INFERENCE)
+    part = PredictPart(output, "again", output, ALONE)
     whole = part.network.forward
 
     def fragile(x):

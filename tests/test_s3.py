@@ -1,6 +1,7 @@
 """Everything that touches storage, against a real S3 server."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 import s3fs
 
 from odd_server import serve_proxy
-from saff import edges, saliency, semantic
+from saff import config, edges, saliency, semantic
 from saff.access import Access
 from saff.backbones.efficientnet_lite import packaged
 from saff.cli import options
@@ -305,7 +306,9 @@ def test_a_network_is_trained_and_asked_in_a_bucket(in_bucket, tmp_path):
     assert results.checkpoints.names("") == ["step-00000004.pt"]
     assert [row["step"] for row in results.read_metrics()] == [1, 2, 3, 4]
 
-    part = PredictPart(in_bucket, "predictions", in_bucket, Inference(input_sides=(64,)))
+    inference = Inference(input_sides=(64,), pseudo_label_share=0.0)
+    alone = dataclasses.replace(config.default(), inference=inference)
+    part = PredictPart(in_bucket, "predictions", in_bucket, alone)
     counts = [part({"part": name}) for name in (in_bucket / "manifest").names(".parquet")]
     assert sum(c["images"] for c in counts) == 7
     assert sum(c["failed"] for c in counts) == 3

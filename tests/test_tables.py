@@ -89,7 +89,7 @@ def test_tables_and_figures_are_written(tree, one_node, tmp_path, monkeypatch):
     how = dataclasses.replace(
         config.default(),
         training=Training(crop_size=64, max_side=96, batch_size=3, steps=2),
-        inference=Inference(input_sides=(64,)),
+        inference=Inference(input_sides=(64,), pseudo_label_share=0.0),
     )
     said = []
     page = make_tables(tree, Folder.at(str(tmp_path / "out")), how, say=said.append)

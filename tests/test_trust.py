@@ -187,17 +187,16 @@ def test_the_traps_would_have_run(call, hostile, trace, module, corpus, tmp_path
 
 
 def test_what_workers_and_nodes_call_refuses_code_too(hostile, trace, module, tmp_path, small):
-    inference = small.inference
     for refused in (
         lambda: load_trained(hostile),
-        lambda: PredictPart(hostile, "predictions", hostile, inference),
+        lambda: PredictPart(hostile, "predictions", hostile, small),
         lambda: try_models(small, hostile.path),
         lambda: export_network(hostile, tmp_path / "model.pt2"),
     ):
         with pytest.raises(SettingsError, match=f"run.json names '{module}:make', .* {module}$"):
             refused()
     assert not trace.exists()
-    assert PredictPart(hostile, "predictions", hostile, inference, allow_code=[module])
+    assert PredictPart(hostile, "predictions", hostile, small, allow_code=[module])
     assert trace.exists()
 
 

@@ -1,5 +1,6 @@
 """Every fault that an output can have is planted in a copy of a good one, and named."""
 
+import dataclasses
 import io
 import json
 import re
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from saff import verification
+from saff import config, verification
 from saff.cluster import map_parts
 from saff.cluster.labels import encode_label
 from saff.cluster.predictions import PredictPart, describe_predictions, encode_prediction
@@ -93,7 +94,8 @@ def predicted(finished, tmp_path_factory):
     labels = {"stage": "pseudo_labels", "digest": stage_digest(output, "pseudo_labels")}
     network.claim(describe(training, open_corpus(output / "pseudo_labels"), labels))
     network.finish(start_network(training).state_dict())
-    settings = Inference(input_sides=(64,))
+    inference = Inference(input_sides=(64,), pseudo_label_share=0.0)
+    settings = dataclasses.replace(config.default(), inference=inference)
     claim(output / "predictions", describe_predictions(load_trained(output).sha256, settings))
     part = PredictPart(output, "predictions", output, settings)
     for name in (output / "manifest").names(".parquet"):
@@ -262,18 +264,18 @@ def test_what_a_prediction_says_of_itself_follows_from_its_map():
     levels = np.random.default_rng(0).integers(0, 250, (20, 30), np.uint8)
     of_image = dict.fromkeys(PREDICTIONS.names) | {"sha256": HEX, "height": 20, "width": 30}
 
-    def faults(peak_above=0.0, **changes):
-        found = encode_prediction(np.float32(levels / 255), peak_above)
-        return examine(of_image | found | changes)[1]
+    def faults(found=True, **changes):
+        columns = encode_prediction(np.float32(levels / 255), found)
+        return examine(of_image | columns | changes)[1]
 
-    assert faults() == faults(peak_above=1.0) == []
+    assert faults() == faults(found=False) == []
     pixels = np.count_nonzero(levels >= 128)
     quality = encode_prediction(np.float32(levels / 255))["quality"]
     mask = encode_png((levels >= 128).astype(np.uint8))
     assert faults(foreground_found=None)[:1] == [
         "foreground_found is missing, and there is no error"
     ]
-    assert faults(peak_above=1.0, pseudo_label=mask) == [
+    assert faults(found=False, pseudo_label=mask) == [
         f"pseudo_label holds {pixels} pixels, and foreground_found is false",
         "foreground_found is False, and the mask says otherwise",
     ]

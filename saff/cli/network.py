@@ -117,7 +117,7 @@ def reinfer(
         raise SettingsError("new images need both --network RUN and --images or --manifest")
     for name in (output, *([network] if network else [])):
         refuse_relative(name)
-    chosen, folder = read_config(config).inference, Folder.at(output)
+    chosen, folder = read_config(config), Folder.at(output)
     if new_images:
         images_of = open_source(
             images, manifest=manifest, output=folder, private=private, schemes=schemes

@@ -66,7 +66,7 @@ def segment(
     The network that comes with saff does it, or the one of a run with [bold]--network RUN[/].
     """
     from saff import images
-    from saff.quality import foreground_found, to_levels
+    from saff.quality import to_levels
 
     if network and method is Method.label:
         raise SettingsError(
@@ -85,15 +85,13 @@ def segment(
     if method is Method.label:
         from saff.labeling import label_image
 
-        confidence = label_image(pixels, chosen).confidence
+        confidence, found = label_image(pixels, chosen).confidence, True
     else:
-        from saff.inference import predict
+        from saff.fused_prediction import models_beside, predict_fused
 
-        confidence = predict(_load_network(network, allow_code or ()), pixels, chosen.inference)
+        trained = _load_network(network, allow_code or ())
+        ((confidence, found),) = predict_fused(trained, [pixels], chosen, models_beside(chosen))
     levels = to_levels(confidence)
-    found = method is Method.label or foreground_found(
-        levels, chosen.inference.foreground_found_above
-    )
     as_wanted = picture_export.save_picture(
         to,
         what.value,

@@ -19,7 +19,7 @@ from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
 from saff.cluster.stage_job import StageJob
 from saff.config import Config
-from saff.labeling import LabeledImage, label_image, load_models
+from saff.labeling import LabeledImage, Models, label_image, load_models
 from saff.layout import Stage
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
@@ -107,13 +107,17 @@ def describe_run(source: str, config: Config) -> Row:
     label_image(
         np.zeros((32, 32, 3), np.uint8), config, models
     )  # settings that cannot work together
+    content = {"saff": saff.__version__, **describe_labels(config, models)}
+    return with_digest(content) | {"source": source}
+
+
+def describe_labels(config: Config, models: Models) -> Row:
+    """Sum up what decides the pseudo labels: settings, and the weights of each model."""
     used = {field.name: getattr(models, field.name) for field in dataclasses.fields(models)}
-    content = {
-        "saff": saff.__version__,
+    return {
         "config": config.labeling(),
         "weights": {kind: identity(model) for kind, model in used.items() if model is not None},
     }
-    return with_digest(content) | {"source": source}
 
 
 def labelling_job(

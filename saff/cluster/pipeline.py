@@ -1,5 +1,6 @@
 """Everything in one command: label, train, infer, once or in rounds; measure; report."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -149,11 +150,14 @@ def run_pipeline(
     if restart:
         forget_rounds(output)
     learnt_from: str = Stage.PSEUDO_LABELS
+    # what refreshes the labels is the network's opinion alone
+    by_itself = dataclasses.replace(config.inference, pseudo_label_share=0.0)
+    alone = dataclasses.replace(config, inference=by_itself)
     if config.training.network_weights == SHIPPED:  # it has something to say of the labels
         home = layout.round_home(0)
         stage = layout.within(home, Stage.PREDICTIONS)
         options = how | scale.of_inference(batch)
-        predict_corpus(output, None, config.inference, stage=stage, **options)
+        predict_corpus(output, None, alone, stage=stage, **options)
         learnt_from = layout.within(home, ROUND_LABELS)
         refresh_corpus(output, config, stage, learnt_from, **how, **scale.of_job)
         kept = mean_iou(output, Stage.PSEUDO_LABELS, learnt_from, patience)
@@ -172,7 +176,7 @@ def run_pipeline(
         done = predict_corpus(
             output,
             output / home if home else output,
-            config.inference,
+            config if number == rounds else alone,
             stage=stage,
             allow_code=modules_of(config.training.network),
             **how,

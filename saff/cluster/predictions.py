@@ -19,18 +19,20 @@ from saff.arrays import Image, PixelMap
 from saff.cluster.faults import is_system_fault
 from saff.cluster.image_reading import ImageReader
 from saff.cluster.image_rows import INFERENCE, open_image, run_on_image
+from saff.cluster.labels import describe_labels
 from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
 from saff.cluster.resources import ON_CPU, ON_GPU, pool_size, start_ray
 from saff.cluster.stage_job import StageJob
-from saff.config import Inference
+from saff.config import Config
 from saff.errors import SettingsError
-from saff.inference import predict_many, to_working_size
+from saff.fused_prediction import labelling_beside, models_beside, predict_fused
+from saff.inference import to_working_size
 from saff.layout import Stage
 from saff.metrics import HALF
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
-from saff.quality import foreground_found, prediction_quality, to_levels
+from saff.quality import prediction_quality, to_levels
 from saff.runs import RESTART, forget, with_digest
 from saff.shards import PREDICTIONS, Row
 from saff.sources import Source
@@ -52,8 +54,8 @@ class PredictPart:
         Folder of the shards in it.
     network_run : Folder or None
         The run that trained the network; None: the network that comes with saff.
-    settings : Inference
-        How it predicts.
+    config : Config
+        How it predicts, and how the pseudo labels beside it are made.
     on_gpu : bool
         Whether the worker has a GPU.
     allow_code : collection of str
@@ -67,14 +69,14 @@ class PredictPart:
         output: Folder,
         stage: str,
         network_run: Folder | None,
-        settings: Inference,
+        config: Config,
         on_gpu: bool = False,
         allow_code: Collection[str] = (),
         access: Access = ANYTHING,
     ) -> None:
         self.reader = ImageReader(access, output)
         self.stage = PartWriter(output, stage, PREDICTIONS)
-        self.settings = settings
+        self.config, self.models = config, models_beside(config)
         self.device = torch.device("cuda" if on_gpu else "cpu")
         torch.backends.cudnn.deterministic = True
         self.network = load_trained(network_run, allow_code).network.to(self.device)
@@ -90,8 +92,8 @@ class PredictPart:
         good = [image for _, image in opened if image is not None]
         sizes = [(row["height"], row["width"]) for row, image in opened if image is not None]
         try:
-            found = predict_many(self.network, good, self.settings, self.device, sizes)
-            columns = iter([self._encode(confidence) for confidence in found])
+            found = predict_fused(self.network, good, self.config, self.models, self.device, sizes)
+            columns = iter([encode_prediction(*one) for one in found])
         except Exception as error:  # one of them is at fault: which, is found one by one
             if is_system_fault(error):
                 raise
@@ -102,26 +104,27 @@ class PredictPart:
 
     def _open(self, manifest_row: Row) -> tuple[Row, Image | None]:
         """Read an image and shrink it at once: large ones are held by the readers alone."""
-        row, image = open_image(manifest_row, PREDICTIONS, self.settings.max_pixels, self.reader)
+        row, image = open_image(
+            manifest_row, PREDICTIONS, self.config.inference.max_pixels, self.reader
+        )
         return row, None if image is None else to_working_size(image)
 
     def _one(self, image: Image, size: tuple[int, int]) -> Row:
-        (found,) = predict_many(self.network, [image], self.settings, self.device, [size])
-        return self._encode(found)
+        (found,) = predict_fused(
+            self.network, [image], self.config, self.models, self.device, [size]
+        )
+        return encode_prediction(*found)
 
-    def _encode(self, confidence: PixelMap) -> Row:
-        return encode_prediction(confidence, self.settings.foreground_found_above)
 
-
-def encode_prediction(confidence: PixelMap, foreground_found_above: float = 0.0) -> Row:
-    """Columns of a predicted image; all of them follow from the 8-bit confidence.
+def encode_prediction(confidence: PixelMap, found: bool = True) -> Row:
+    """Columns of a predicted image.
 
     Parameters
     ----------
     confidence : float32 array of shape (H, W)
         In [0, 1].
-    foreground_found_above : float
-        As in :class:`saff.config.Inference`; 0 leaves every mask as it is.
+    found : bool
+        Whether there is any foreground; False makes the mask empty.
 
     Returns
     -------
@@ -131,7 +134,7 @@ def encode_prediction(confidence: PixelMap, foreground_found_above: float = 0.0)
         :func:`saff.quality.prediction_quality`.
     """
     levels = to_levels(confidence)
-    found = foreground_found(levels, foreground_found_above)
+    found = found and bool(levels.max() >= HALF)
     mask = (levels >= HALF) & found
     return {
         "confidence": images.encode_png(levels),
@@ -144,7 +147,7 @@ def encode_prediction(confidence: PixelMap, foreground_found_above: float = 0.0)
 def prediction_job(
     output: Folder,
     network_run: Folder | None,
-    settings: Inference,
+    config: Config,
     *,
     source: Source | None = None,
     stage: str = Stage.PREDICTIONS,
@@ -165,8 +168,8 @@ def prediction_job(
         A run; with ``source``, any folder of its own.
     network_run : Folder or None
         The run, or the round of it, that trained the network; None: the one that comes with saff.
-    settings : Inference
-        How it predicts.
+    config : Config
+        How it predicts, and how the pseudo labels beside it are made.
     source : Source, optional
         Where new images come from; without it, the images of the run.
     stage : str
@@ -214,7 +217,7 @@ def prediction_job(
                 output,
                 stage,
                 network_run,
-                settings,
+                config,
                 on_gpu,
                 allow_code,
                 access,
@@ -223,7 +226,7 @@ def prediction_job(
             patience=seconds,
         )
 
-    claims = [(folder, describe_predictions(trained.sha256, settings), RESTART)]
+    claims = [(folder, describe_predictions(trained.sha256, config), RESTART)]
     if source is not None:
         claims.insert(0, (output, describe_images(trained.sha256) | {"source": source.name}, ""))
     return StageJob(
@@ -242,7 +245,7 @@ def prediction_job(
 def predict_corpus(
     output: Folder,
     network_run: Folder | None,
-    settings: Inference,
+    config: Config,
     *,
     source: tuple[str, Iterable[Row]] | None = None,
     retry_failed: bool = False,
@@ -252,7 +255,7 @@ def predict_corpus(
 
     Parameters
     ----------
-    output, network_run, settings, **options
+    output, network_run, config, **options
         As for :func:`prediction_job`.
     source : tuple, optional
         Where new images come from, as it stands in run.json, and their manifest rows.
@@ -271,7 +274,7 @@ def predict_corpus(
         from another network or other settings; nothing was started.
     """
     images_of = Source(name=source[0], rows=source[1]) if source else None
-    job = prediction_job(output, network_run, settings, source=images_of, **options)
+    job = prediction_job(output, network_run, config, source=images_of, **options)
     return job.complete(retry_failed=retry_failed)
 
 
@@ -280,7 +283,10 @@ def describe_images(network: str) -> Row:
     return with_digest({"saff": saff.__version__, "network": network})
 
 
-def describe_predictions(network: str, settings: Inference) -> Row:
+def describe_predictions(network: str, config: Config) -> Row:
     """Sum up what decides the predictions of a stage."""
-    inference = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return with_digest({"saff": saff.__version__, "network": network, "inference": inference})
+    inference = json.loads(json.dumps(dataclasses.asdict(config.inference)))
+    content = {"saff": saff.__version__, "network": network, "inference": inference}
+    if (models := models_beside(config)) is not None:
+        content["pseudo_labels"] = describe_labels(labelling_beside(config), models)
+    return with_digest(content)

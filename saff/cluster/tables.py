@@ -169,14 +169,14 @@ def make_tables(
         say(_line(train[-1]))
         train_network(run, network.training, **scale.of_training(batch))
         how = scale.of_inference(batch) | {"allow_code": modules_of(network.training.network)}
-        predict_corpus(run, run, network.inference, **how)
+        predict_corpus(run, run, network, **how)
         name = f"{method.name} + network"
         train.append(_measured(run, Stage.PREDICTIONS, tree, name, method.train_network))
         say(_line(train[-1]))
         if has_val:
             unseen = run / "val"
             new = (source, tree.rows("val"))
-            predict_corpus(unseen, run, network.inference, source=new, **how)
+            predict_corpus(unseen, run, network, source=new, **how)
             val.append(_measured(unseen, Stage.PREDICTIONS, tree, name, method.val_network))
             say(_line(val[-1]))
     curves = {figures.name: figures.curve for figures in train}
