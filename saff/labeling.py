@@ -198,9 +198,10 @@ def finish(
     if models.network is None:
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
     predicted = predict(models.network.network, image, ONE_PASS)
-    share = np.float32(config.network_share)
+    share = config.network_share
     agreement = mask_dice(confidence >= 0.5, predicted >= 0.5)
-    return sharpen(confidence ** (1 - share) * predicted**share), agreement
+    mean = confidence.astype(np.float64) ** (1 - share) * predicted.astype(np.float64) ** share
+    return sharpen(mean.astype(np.float32)), agreement
 
 
 def _given(pixels: PixelMap, image: Image) -> PixelMap:

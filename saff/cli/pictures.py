@@ -63,7 +63,8 @@ def segment(
 ) -> None:
     """Segment one picture: its mask, confidence, overlay or cut-out.
 
-    The network that comes with saff does it, or the one of a run with [bold]--network RUN[/].
+    The network that comes with saff does it, or the one of a run with [bold]--network RUN[/],
+    averaged with what the picture says by itself.
     """
     from saff import images
     from saff.quality import to_levels
