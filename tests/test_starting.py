@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,7 @@ def test_why_ray_did_not_start_is_one_line(error, words):
 
 INTERRUPTED = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began us with &
 from saff.cluster.starting import ending_at_interrupt
 with ending_at_interrupt():
     pass
@@ -171,7 +173,12 @@ def test_a_command_that_is_interrupted_early_ends_with_130_and_leaves_no_process
     command = [sys.executable, "-c", "from saff.cli import main; main()", *map(str, words)]
     environment = os.environ | {"RAY_TMPDIR": "/tmp"}
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as INTERRUPTED does
     ) as process:
         time.sleep(6)  # Ray starts then, or is about to
         os.killpg(process.pid, signal.SIGINT)
