@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-NAMES = ("astronaut", "coffee", "chelsea", "motorcycle", "camera")
-HEIGHT = 190  # pixels of a cell
+NAMES = ("astronaut", "coffee", "chelsea", "motorcycle", "camera", "rocket")
+HEIGHT = 160  # pixels of a cell
 GAP = 6
 COLOURS = 255  # one of the 256 of a palette is kept for the gaps
 
