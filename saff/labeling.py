@@ -151,9 +151,10 @@ def label_image(
         superpixels = repeat(fused.superpixels, image.shape[:2])
         painted = scores.astype(np.float32)[fused.superpixels]
         finished, agreement = finish(painted, small, models, config)
-        confidence = resize(finished, image.shape[:2])
         if finished is painted:  # regions of an enlarged map stay constant
             confidence = scores.astype(np.float32)[superpixels]
+        else:
+            confidence = resize(finished, image.shape[:2])
     return LabeledImage(
         confidence=confidence,
         pseudo_label=(confidence >= 0.5).astype(np.uint8),

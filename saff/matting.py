@@ -12,6 +12,7 @@ import numpy as np
 
 from saff.arrays import AnyArray, Image, Mask
 from saff.errors import SettingsError
+from saff.quality import mask_iou, to_levels
 from saff.resize import resize, shrink
 
 SIDE = 1024  # longer images are shrunk to it; their colours stay but for the band
@@ -90,15 +91,15 @@ def matte(image: Image, mask: Mask) -> Matte | None:
         return None
     pixels = small / 255.0
     alpha = _solve(pixels, known)
-    if alpha is None or _iou(alpha >= 0.5, inside) < LEAST_IOU:
+    if alpha is None or mask_iou(alpha >= 0.5, inside) < LEAST_IOU:
         return None
     from pymatting.foreground.estimate_foreground_ml import estimate_foreground_ml
 
     foreground = np.asarray(estimate_foreground_ml(pixels, alpha), np.float32)
     whole = (image.shape[0], image.shape[1])
     soft = np.clip(resize(alpha.astype(np.float32), whole), 0.0, 1.0)
-    colours = np.rint(255 * np.clip(resize(foreground, whole), 0.0, 1.0)).astype(np.uint8)
-    levels = np.rint(255 * soft).astype(np.uint8)
+    colours = to_levels(np.clip(resize(foreground, whole), 0.0, 1.0))
+    levels = to_levels(soft)
     sure = (levels == 255) | (levels == 0)
     return Matte(levels, np.where(sure[..., None], image, colours))
 
@@ -137,8 +138,3 @@ def _solve(pixels: AnyArray, known: AnyArray) -> AnyArray | None:
     except ValueError:  # no decomposition, or no convergence
         return None
     return alpha if np.isfinite(alpha).all() else None
-
-
-def _iou(one: AnyArray, other: AnyArray) -> float:
-    union = int(np.count_nonzero(one | other))
-    return int(np.count_nonzero(one & other)) / union if union else 1.0

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from saff.arrays import Image, PixelMap
+from saff.quality import mask_iou
 from saff.resize import resize, shrunk_size
 
 SIDE = 320  # longer side in pixels at which the cut is made
@@ -48,8 +49,7 @@ def cut_outline(confidence: PixelMap, image: Image, weight: float = WEIGHT) -> P
     found = _grab_cut(small, _states(level, inside))
     if found is None:
         return confidence
-    union = np.count_nonzero(inside | found)
-    if np.count_nonzero(inside & found) < LEAST_IOU * union:
+    if mask_iou(inside, found) < LEAST_IOU:
         return confidence
     mask = resize(found.astype(np.float32), (image.shape[0], image.shape[1]))
     refined = (1 - weight) * confidence + weight * mask

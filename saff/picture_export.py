@@ -22,7 +22,7 @@ from saff.ids import is_safe_id
 from saff.matting import load_pymatting, matte
 from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
 from saff.photographs import Photographs
-from saff.pictures import What, encode_picture, needs_image, picture, picture_format
+from saff.pictures import What, encode_picture, mask_from, needs_image, picture, picture_format
 from saff.retries import BAD_ADDRESS, BRIEF, error_code, retry_limit
 from saff.rows import decode_map, has_foreground, rows_of, with_answer
 from saff.shards import Row
@@ -269,7 +269,7 @@ def draw(
         False where soft edges were wanted and the cut-out has those of the confidence.
     """
     if matting and image is not None and foreground_found:
-        soft = matte(image, confidence >= np.ceil(255 * threshold))
+        soft = matte(image, mask_from(confidence, threshold))
         if soft is not None:
             return np.dstack([soft.colours, soft.alpha]), True
     plain = picture(what, confidence, image, threshold=threshold, foreground_found=foreground_found)

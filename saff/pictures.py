@@ -73,7 +73,7 @@ def picture(
     """
     if what == "confidence":
         return confidence
-    mask = (confidence >= np.ceil(255 * threshold)) & foreground_found
+    mask = mask_from(confidence, threshold) & foreground_found
     if what == "mask":
         drawn: AnyArray = mask.astype(np.uint8) * 255
         return drawn
@@ -88,6 +88,17 @@ def picture(
     outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(max(mask.shape) / 400))
     return cv2.drawContours(drawn, outline, -1, (255, 255, 255), width)
+
+
+def mask_from(confidence: AnyArray, threshold: float) -> AnyArray:
+    """Mask of the pixels whose 8-bit confidence is at least a threshold in [0, 1].
+
+    Examples
+    --------
+    >>> mask_from(np.array([[127, 128]], np.uint8), 0.5).tolist()
+    [[False, True]]
+    """
+    return np.asarray(confidence >= np.ceil(255 * threshold))
 
 
 def needs_image(what: What) -> bool:

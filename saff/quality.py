@@ -82,6 +82,23 @@ def sharpen(confidence: PixelMap) -> PixelMap:
     return np.asarray(inside / (inside + outside * outside * outside), np.float32)
 
 
+def mask_iou(first: AnyArray, second: AnyArray) -> float:
+    """Intersection over union of two masks; 1 if both are empty.
+
+    Parameters
+    ----------
+    first, second : bool arrays of one shape
+        Masks.
+
+    Examples
+    --------
+    >>> mask_iou(np.array([True, True, False]), np.array([True, False, False]))
+    0.5
+    """
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / union if union else 1.0
+
+
 def mask_dice(first: AnyArray, second: AnyArray) -> float:
     """Dice coefficient of two masks, twice the overlap over the sum of sizes; 1 if both are empty.
 

@@ -16,15 +16,19 @@ from saff.storage import Folder, with_retries
 
 Row = dict[str, Any]
 MANIFEST = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+IMAGE_AND_MASK = [  # what the rows of every stage begin with
+    ("image_id", pa.string()),
+    ("uri", pa.string()),
+    ("sha256", pa.string()),
+    ("height", pa.int32()),
+    ("width", pa.int32()),
+    ("confidence", pa.binary()),
+    ("pseudo_label", pa.binary()),
+]
+ERROR = [("error", pa.string()), ("error_kind", pa.string())]  # and end with
 PSEUDO_LABELS = pa.schema(
     [
-        ("image_id", pa.string()),
-        ("uri", pa.string()),
-        ("sha256", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("confidence", pa.binary()),
-        ("pseudo_label", pa.binary()),
+        *IMAGE_AND_MASK,
         ("superpixels", pa.binary()),
         ("features", pa.list_(pa.float32())),
         ("weights", pa.list_(pa.float64())),
@@ -32,23 +36,15 @@ PSEUDO_LABELS = pa.schema(
         ("seeds_background", pa.int32()),
         ("fallback", pa.string()),
         ("quality", pa.float64()),
-        ("error", pa.string()),
-        ("error_kind", pa.string()),
+        *ERROR,
     ]
 )
 PREDICTIONS = pa.schema(
     [
-        ("image_id", pa.string()),
-        ("uri", pa.string()),
-        ("sha256", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("confidence", pa.binary()),
-        ("pseudo_label", pa.binary()),
+        *IMAGE_AND_MASK,
         ("quality", pa.float64()),
         ("foreground_found", pa.bool_()),
-        ("error", pa.string()),
-        ("error_kind", pa.string()),
+        *ERROR,
     ]
 )
 ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB

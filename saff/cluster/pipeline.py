@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from saff import layout
 from saff.access import ANYTHING, Access
 from saff.backends import modules_of
@@ -23,6 +21,7 @@ from saff.evaluation import describe_left_out, evaluate
 from saff.layout import ROUND_LABELS, Stage, begun_rounds
 from saff.network import SHIPPED
 from saff.progress import PATIENCE
+from saff.quality import mask_iou
 from saff.report.stored import write_report
 from saff.rows import decode_map
 from saff.runs import forget
@@ -248,8 +247,7 @@ class ComparePart:
         for other in read_all_rows(self.other, part, COMPARED):
             a, b = masks.get(other["image_id"]), _mask(other)
             if a is not None and b is not None and a.shape == b.shape:
-                union = np.count_nonzero(a | b)
-                found.append(np.count_nonzero(a & b) / union if union else 1.0)
+                found.append(mask_iou(a, b))
         return {"sum": float(sum(found)), "images": len(found)}
 
 

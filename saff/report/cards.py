@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 
 from saff.arrays import AnyArray, Features, Image, LabelMap
 from saff.metrics import HALF
+from saff.quality import mask_iou, to_levels
 from saff.report.text import visible
 from saff.resize import sample, shrunk_size
 
@@ -168,9 +169,7 @@ def iou_of_masks(confidence: AnyArray, prediction: AnyArray) -> float:
     >>> iou_of_masks(np.array([[0, 128, 255]], np.uint8), np.array([[0, 127, 200]], np.uint8))
     0.5
     """
-    first, second = confidence >= HALF, prediction >= HALF
-    either = np.count_nonzero(first | second)
-    return float(np.count_nonzero(first & second) / either) if either else 1.0
+    return mask_iou(confidence >= HALF, prediction >= HALF)
 
 
 def card_view(card: Card, side: int) -> View:
@@ -233,7 +232,7 @@ def _panels(card: Card, side: int) -> Iterator[_Panel]:
     if (label := card.label) is not None:
         regions = sample(label.superpixels, size)
         for kind, column in (("semantic", 0), ("saliency", 2)):
-            levels = np.rint(255 * np.clip(label.features[:, column], 0.0, 1.0)).astype(np.uint8)
+            levels = to_levels(np.clip(label.features[:, column], 0.0, 1.0))
             yield _Panel(kind, kind.capitalize(), _webp(colour_map()[levels][regions]))
         # subsampled, not averaged: the mask on the page is the real one at these pixels
         grey = sample(label.confidence, size)

@@ -11,6 +11,7 @@ from saff.arrays import AnyArray, Features, Image, LabelMap
 from saff.encoding import min_max_normalise
 from saff.errors import SettingsError
 from saff.metrics import Evaluation
+from saff.quality import to_levels
 from saff.resize import resize
 from saff.saliency.descriptors import FEATURES
 from saff.saliency.drfi import LEVELS, cut, fuse, score
@@ -208,7 +209,7 @@ def measure(
     saliency = min_max_normalise(fuse(scores, fusion)).astype(np.float32)[example.superpixels]
     full = resize(saliency, mask.shape)
     evaluation = Evaluation(measures="f")
-    evaluation.add(np.rint(np.clip(full, 0, 1) * 255).astype(np.uint8), mask, valid)
+    evaluation.add(to_levels(np.clip(full, 0, 1)), mask, valid)
     return evaluation
 
 

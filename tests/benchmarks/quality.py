@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from saff import config, images
 from saff.labeling import label_image
 from saff.metrics import HALF, Evaluation
+from saff.quality import to_levels
 from saff.truth import read_truth
 
 CUES = ("S_s", "S_s_con", "S_a", "S_a_con")
@@ -57,7 +58,7 @@ def variants(image, saliency, only):
                 maps[f"{name}: {cue}"] = values[labeled.superpixels], 0.0
             mean = labeled.features.mean(1)[labeled.superpixels]
             maps[f"{name}: plain mean of the four"] = mean, 0.0
-    return {name: (np.rint(m * 255).astype(np.uint8), q) for name, (m, q) in maps.items()}
+    return {name: (to_levels(m), q) for name, (m, q) in maps.items()}
 
 
 def evaluate(task):
