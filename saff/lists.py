@@ -158,7 +158,8 @@ def _text_rows(file: Any) -> Iterator[Placed]:
     try:
         yield from _lines_rows(Lines(text))
     finally:
-        text.detach()  # the file is closed by who has opened it
+        if not text.closed:  # by whoever opened the file, where nobody reads to the end
+            text.detach()
 
 
 def _lines_rows(lines: "Lines") -> Iterator[Placed]:

@@ -1,15 +1,40 @@
 """Ray clusters of several processes for tests, and processes that end with all they started."""
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+from unittest import mock
 
 import psutil
 import ray
 from ray.cluster_utils import Cluster
+
+from warm_python import WarmPython
+
+
+@functools.cache
+def warm_python():
+    """The Python from which the workers of this process's clusters are forked, until it ends."""
+    warm = WarmPython().__enter__()
+    atexit.register(warm.__exit__)
+    return warm
+
+
+class WarmCluster(Cluster):
+    """A cluster whose workers are forked, as a worker of a test imports for longer than it works.
+
+    Its nodes are processes like any other; a worker's parent is not its raylet.
+    """
+
+    def add_node(self, wait=True, **settings):
+        with mock.patch.object(sys, "executable", warm_python().python):
+            return super().add_node(wait, **settings)
 
 
 def join(address):
@@ -21,11 +46,11 @@ def join(address):
 
 
 @contextlib.contextmanager
-def nodes(*cpus, **settings):
+def nodes(*cpus, kind=WarmCluster, **settings):
     """A cluster of its own whose head and nodes have so many CPUs; this process joins it."""
     head, *others = cpus
     ray.shutdown()
-    with cluster_of(head, **settings) as cluster:
+    with cluster_of(head, kind=kind, **settings) as cluster:
         for count in others:
             cluster.add_node(num_cpus=count, **settings)
         join(cluster.address)
@@ -33,25 +58,15 @@ def nodes(*cpus, **settings):
 
 
 @contextlib.contextmanager
-def cluster_of(cpus, **settings):
+def cluster_of(cpus, kind=WarmCluster, **settings):
     """A cluster whose head has so many CPUs and no dashboard."""
     head = {"num_cpus": cpus, "include_dashboard": False, **settings}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = kind(initialize_head=True, head_node_args=head)
     try:
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-def workers_of(cluster):
-    """Processes in which a cluster's nodes run tasks and actors, by their number."""
-    raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
-    found = []
-    for raylet in raylets:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found += psutil.Process(raylet).children()
-    return sorted((p for p in found if is_worker(p)), key=lambda process: process.pid)
 
 
 def is_worker(process):

@@ -32,6 +32,7 @@ os.environ.update(
     SAFF_STORAGE_PATIENCE="0",  # a storage that refuses does so at once
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN="a-token-of-32-characters-for-tests",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # how soon the end of a training is seen
     RAY_USAGE_STATS_ENABLED="0",
     RAY_worker_niceness="0",  # beside other work, workers of 15 hardly run
     PYTHONPATH=os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH")))),

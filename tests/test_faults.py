@@ -21,10 +21,11 @@ import pytest
 import ray
 import s3fs
 import torch
+from ray.cluster_utils import Cluster
 
 import chaos
 import fault_proxy
-from clusters import ending, free_port, nodes, started, wait_for, workers_of
+from clusters import ending, free_port, nodes, started, wait_for
 from fault_proxy import KINDS, RESETS, FaultProxy
 from saff import retries
 from saff.cluster import label_corpus
@@ -456,8 +457,8 @@ def test_a_worker_killed_for_memory_and_a_lost_node_cost_nothing(cluster, world,
 
     def strike():
         wait_for_shards(stage, 1)
-        busy = [p for p in workers_of(cluster) if chaos.has_open(p, str(stage))]
-        (busy or workers_of(cluster))[0].send_signal(signal.SIGKILL)  # as the kernel does
+        busy = [p for p in chaos.workers() if chaos.has_open(p, str(stage))]
+        (busy or chaos.workers())[0].send_signal(signal.SIGKILL)  # as the kernel does
         wait_for_shards(stage, 4)
         cluster.remove_node(max(cluster.worker_nodes, key=lambda n: n.unique_id), False)
         found.append(len(list(stage.glob("part-*.parquet"))))
@@ -486,12 +487,12 @@ def test_a_training_whose_node_is_lost_goes_on_at_its_checkpoint(finished, tmp_p
 
     def strike(cluster):
         wait_for_shards(checkpoints, 1, "step-*.pt")
-        (worker,) = (p for p in workers_of(cluster) if "TrainWorker" in " ".join(p.cmdline()))
+        (worker,) = (p for p in chaos.workers() if "TrainWorker" in " ".join(p.cmdline()))
         raylets = {n.all_processes["raylet"][0].process.pid: n for n in cluster.worker_nodes}
         cluster.remove_node(raylets[worker.ppid()], False)
         found.append(not (lost / "network").exists("weights.pt"))
 
-    with nodes(0, 1, 1) as cluster:
+    with nodes(0, 1, 1, kind=Cluster) as cluster:  # a worker's parent is its raylet
         thread = threading.Thread(target=strike, args=(cluster,))
         thread.start()
         train_network(lost, training, workers=1)

@@ -28,14 +28,17 @@ from unittest import mock
 import ray.actor
 from ray._raylet import ActorClassID, Config
 
-PRELOADED = (  # what a driver and a worker of a labelling run import
-    "ray.data",
+PRELOADED = (  # what drivers and workers import, those of trainings too
+    "pyarrow.dataset",
+    "ray.data._internal.execution.streaming_executor",
     "ray.train",
     "saff.cli",
     "saff.cluster",
     "saff.cluster.labels",
+    "saff.cluster.pipeline",
     "s3fs",
     "aiobotocore.session",
+    "torch._dynamo",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # none beside the one that forks
 # What Ray reads when it is imported: a worker that any job may be the first to use.  It watches for
