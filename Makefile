@@ -3,17 +3,15 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 SCHEDULES ?= 100
-# Files with tests on Ray that run at once; two of them compete for two cores and fail at times.
-RAY_AT_ONCE ?= 1
+# Files with tests on Ray that run at once, each with a Ray of its own.
+RAY_AT_ONCE ?= 2
 SPHINX_ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# Files with tests on Ray, the longest first; all of them unless PYTEST_ARGS names some.
-RAY_FIRST := $(addprefix tests/test_,network_job.py job.py faults.py nodes.py doctor.py)
-RAY_ALL = $(RAY_FIRST) $(filter-out $(RAY_FIRST),$(shell grep -l 'mark.ray' tests/test_*.py))
-RAY_TESTS = $(if $(filter tests/%,$(PYTEST_ARGS)),$(filter tests/%,$(PYTEST_ARGS)),$(RAY_ALL))
-RAY_ARGS = $(filter-out tests/%,$(PYTEST_ARGS))
+# Files with tests on Ray; those that PYTEST_ARGS names, if it names some.
+RAY_ALL = $(shell grep -l 'mark.ray' tests/test_*.py)
+RAY_TESTS = $(or $(filter tests/%,$(PYTEST_ARGS)),$(RAY_ALL)) $(filter-out tests/%,$(PYTEST_ARGS))
 PYTEST := $(BIN)/python -m pytest --durations=10
 BENCHMARKS := $(sort $(wildcard tests/benchmarks/bench_*.py))
 
@@ -40,10 +38,8 @@ test: unit ray ## run the tests, except long ones of faults: first those that ne
 unit: $(INSTALLED) ## run the tests that need no cluster, in two processes of one thread
 	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
 
-ray: $(INSTALLED) ## run the tests on Ray, each file in a process with a Ray of its own: RAY_AT_ONCE=1
-	@printf '%s\n' $(RAY_TESTS) | xargs -P $(RAY_AT_ONCE) -n 1 sh -c ' \
-		log=$$(mktemp); $(PYTEST) -m "ray and not faults" $(RAY_ARGS) $$0 >$$log 2>&1; code=$$?; \
-		cat $$log; rm $$log; [ $$code = 0 ] || [ $$code = 5 ]'
+ray: $(INSTALLED) ## run the tests on Ray, so many files at once: RAY_AT_ONCE=2
+	$(PYTEST) -n $(RAY_AT_ONCE) --dist loadfile -m "ray and not faults" $(RAY_TESTS) || [ $$? = 5 ]
 
 chaos: $(INSTALLED) ## run the long tests of faults, then seeded schedules of them: SCHEDULES=100
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)

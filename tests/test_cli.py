@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -346,20 +345,23 @@ def test_segment_keeps_to_the_limit_of_its_settings(call, corpus, tmp_path):
     assert "expected at most max_pixels=1000" in text
 
 
-@pytest.mark.parametrize("what", ["mask", "overlay"])
+@pytest.mark.parametrize(("what", "to"), [("mask", "-"), ("overlay", "-"), ("mask", "again.png")])
 def test_segment_reads_standard_input_and_writes_standard_output(
-    corpus, settings_file, tmp_path, what
+    call, corpus, settings_file, tmp_path, what, to
 ):
     photo = corpus / "chelsea ü.png"
-    words = ["--config", settings_file, "--what", what, "-o"]
-    program = [sys.executable, "-c", "from saff.cli import main; main()", "segment"]
-    run = partial(subprocess.run, check=True, capture_output=True)
-    run([*program, photo, *words, tmp_path / "out.png"])
-    expected = (tmp_path / "out.png").read_bytes()
-    piped = run([*program, "-", *words, "-"], input=photo.read_bytes())
-    assert piped.stdout == expected
-    run([*program, "-", *words, tmp_path / "again.png"], input=photo.read_bytes())
-    assert (tmp_path / "again.png").read_bytes() == expected
+    words = ["segment", "--config", settings_file, "--what", what, "-o"]
+    assert call(*words, tmp_path / "out.png", photo)[0] == 0
+    program = [sys.executable, "-c", "from saff.cli import main; main()"]
+    piped = subprocess.run(
+        [*program, *words, to, "-"],
+        input=photo.read_bytes(),
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    found = piped.stdout if to == "-" else (tmp_path / to).read_bytes()
+    assert found == (tmp_path / "out.png").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from clusters import wait_for
+from label_runs import parts_of
 from saff.cluster import resources, starting
 from saff.errors import SettingsError
 
@@ -164,27 +166,41 @@ def test_an_interrupt_while_ray_starts_ends_at_once_in_a_line():
     assert done.stderr == "\nsaff: interrupted while Ray started; nothing was changed\n"
 
 
+def has_begun(log, output):
+    """Whether the command has read its settings: Ray starts next."""
+    return "settings: " in log.read_text()
+
+
+def has_labelled(log, output):
+    return len(parts_of(output)) >= 2
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_command_that_is_interrupted_early_ends_with_130_and_leaves_no_process(
-    corpus, settings_file, tmp_path
+@pytest.mark.parametrize("moment", [has_begun, has_labelled])
+def test_a_command_that_is_interrupted_ends_with_130_and_one_line(
+    crops, settings_file, tmp_path, moment
 ):
-    words = ["label", corpus, "--output", tmp_path / "out", "--config", settings_file]
+    output, log = tmp_path / "out", tmp_path / "log"
+    words = ["label", crops, "--output", output, "--config", settings_file]
     command = [sys.executable, "-c", "from saff.cli import main; main()", *map(str, words)]
     environment = os.environ | {"RAY_TMPDIR": "/tmp"}
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as INTERRUPTED does
-    ) as process:
-        time.sleep(6)  # Ray starts then, or is about to
+    with (
+        open(log, "wb") as stream,
+        subprocess.Popen(
+            command,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # as INTERRUPTED does
+        ) as process,
+    ):
+        wait_for(lambda: moment(log, output), process)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "saff: interrupted" in said
+        assert process.wait(60) == 130
+    said = log.read_text()
+    assert len(parts_of(output)) < 13, "the command was to be interrupted in mid-run"
+    assert said.splitlines()[-1].startswith("saff: interrupted"), said
     assert "SIGSEGV" not in said
     assert "Traceback" not in said
 

@@ -298,7 +298,8 @@ def _worker(rank, workers, folder):
 def test_several_workers_train_the_same_network(workers, tmp_path):
     seen = []
     alone = train(tiny(), batches(), TRAINING, on_step=seen.append)
-    mp.spawn(_worker, (workers, str(tmp_path)), nprocs=workers)
+    mp.get_context("forkserver").set_forkserver_preload([__name__])  # imports torch once
+    mp.start_processes(_worker, (workers, str(tmp_path)), nprocs=workers, start_method="forkserver")
     for rank in range(workers):
         weights, losses = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         np.testing.assert_allclose(losses, [m["loss"] for m in seen], rtol=1e-5)

@@ -85,6 +85,7 @@ def explain(program: Callable[[], None]) -> None:
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             print("saff: interrupted; what is done stays", file=sys.stderr)
+            silence()
         raise
     except SaffError as error:
         line = str(error)
@@ -93,8 +94,13 @@ def explain(program: Callable[[], None]) -> None:
     else:
         return
     print(f"saff: {printable(' '.join(line.split()))}", file=sys.stderr)
-    logging.disable()  # threads of Ray that still wait for tasks complain of its end
+    silence()
     sys.exit(2)
+
+
+def silence() -> None:
+    """End all logging: threads of Ray that still wait for tasks complain of its end in pages."""
+    logging.disable()
 
 
 def use_utf8() -> None:
