@@ -3,8 +3,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 SCHEDULES ?= 100
-# Files with tests on Ray that run at once, each with a Ray of its own.
-RAY_AT_ONCE ?= 2
+# Files with tests on Ray that run at once, each with a Ray of its own; two need four cores.
+RAY_AT_ONCE ?= 1
 SPHINX_ARGS ?=
 
 BIN := .venv/bin
@@ -35,10 +35,10 @@ demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays
 
 test: unit ray ## run the tests, except long ones of faults: first those that need no cluster
 
-unit: $(INSTALLED) ## run the tests that need no cluster, in two processes of one thread
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
+unit: $(INSTALLED) ## run the tests that need no cluster, in three processes of one thread
+	OMP_NUM_THREADS=1 $(PYTEST) -n 3 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
 
-ray: $(INSTALLED) ## run the tests on Ray, so many files at once: RAY_AT_ONCE=2
+ray: $(INSTALLED) ## run the tests on Ray, so many files at once: RAY_AT_ONCE=1
 	$(PYTEST) -n $(RAY_AT_ONCE) --dist loadfile -m "ray and not faults" $(RAY_TESTS) || [ $$? = 5 ]
 
 chaos: $(INSTALLED) ## run the long tests of faults, then seeded schedules of them: SCHEDULES=100

@@ -271,10 +271,14 @@ class Watch:
     ----------
     half_written : int
         Parts that could be seen and not be read.
+    patience : float
+        Seconds after which a part that cannot be read is looked at again before it counts.  The
+        test's S3 server shows what it has of an upload whose sender died until it removes it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float = 0.0) -> None:
         self.folder = folder
+        self.patience = patience
         self.half_written = 0
         self._seen: dict[str, tuple[int, int]] = {}
 
@@ -285,8 +289,14 @@ class Watch:
             version = (state.st_mtime_ns, state.st_size)
             if self._seen.get(path.name) != version:
                 self._seen[path.name] = version
-                self.half_written += read(path) is None
+                self.half_written += not self._is_whole(path)
         return len(self._seen)
+
+    def _is_whole(self, path: Path) -> bool:
+        if read(path) is not None:
+            return True
+        time.sleep(self.patience)
+        return bool(self.patience) and (not path.exists() or read(path) is not None)
 
 
 @dataclass
@@ -323,7 +333,8 @@ class Run:
         self.command += ["--images", photos, "--output", output]
         self.command += ["--config", str(self.testbed.world.folder / "small.json")]
         self.left = list(self.plan.faults)
-        self.watch = Watch(self.home / "pseudo_labels")
+        patience = 1.0 if self.plan.where == "cluster" else 0.0
+        self.watch = Watch(self.home / "pseudo_labels", patience)
         self.groups: list[int] = []
         self.began = 0.0
 

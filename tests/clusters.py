@@ -37,6 +37,13 @@ class WarmCluster(Cluster):
             return super().add_node(wait, **settings)
 
 
+def ray_command(*words):
+    """Words of a shell that call Ray's command line; its workers are forked."""
+    program = "import sys; from ray.scripts.scripts import main; "
+    program += f"sys.executable = {warm_python().python!r}; main()"
+    return [sys.executable, "-c", program, *words]
+
+
 def join(address):
     """Be a driver of the cluster at this address and of no other."""
     if ray.is_initialized() and ray.get_runtime_context().gcs_address != address:
@@ -100,11 +107,12 @@ def ending(process):
                 child.kill()
 
 
-def wait_for(condition, process=None, seconds=150):
+def wait_for(condition, process=None, seconds=150, log=None):
     """Wait until a condition holds; fails at once if a process that it needs has ended."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process is None or process.poll() is None, "the process ended early"
+        if process and process.poll() is not None:
+            raise AssertionError(f"the process ended early: {log.read_text() if log else ''}")
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 import ray
 
-from clusters import free_port, nodes, started, wait_for
+from clusters import free_port, nodes, ray_command, started, wait_for
 from label_runs import JOB, ROOT, SMALL, parts_of, run, stored, write_settings
 from saff.plan import plan_stage
 from saff.sources import list_images
@@ -85,8 +84,9 @@ def test_a_killed_driver_is_resumed(crops, crop_rows, tmp_path):
     output, settings = tmp_path / "out", write_settings(tmp_path)
     manifest, rows = write_copies(crops, 4, tmp_path)  # so many that it takes seconds
     command = [*JOB, "--manifest", manifest, "--output", str(output), "--config", str(settings)]
-    with started(command) as first:
-        wait_for(lambda: len(parts_of(output)) >= 2, first)
+    log = tmp_path / "log"
+    with open(log, "wb") as stream, started(command, log=stream) as first:
+        wait_for(lambda: len(parts_of(output)) >= 2, first, log=log)
         first.send_signal(signal.SIGKILL)
     assert 2 <= len(parts_of(output)) < 52, "the driver was to die in mid-run"
     early = {p: p.stat().st_mtime_ns for p in parts_of(output)}
@@ -116,11 +116,10 @@ def test_ray_job_submit_with_token_authentication(crops, crop_rows, tmp_path):
     port, dashboard, agent = free_port(), free_port(), free_port()
     address = f"http://127.0.0.1:{dashboard}"
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": address}
-    ray_command = str(Path(sys.executable).parent / "ray")
-    head = [ray_command, "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
+    head = ray_command("start", "--head", "--block", "--num-cpus=2", f"--port={port}")
     head += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     head += ["--min-worker-port=0", "--max-worker-port=0"]
-    submit = [ray_command, "job", "submit", "--working-dir", str(ROOT)]
+    submit = ray_command("job", "submit", "--working-dir", str(ROOT))
     job = ["--", sys.executable, "jobs/pseudo_labels.py", "--manifest", manifest]
     job += ["--output", str(output), "--config", str(settings)]
 
@@ -140,7 +139,7 @@ def test_ray_job_submit_with_token_authentication(crops, crop_rows, tmp_path):
         assert not output.exists()
         call(*submit, "--no-wait", "--submission-id", "first", *job).check_returncode()
         wait_for(lambda: len(parts_of(output)) >= 2, process)
-        call(ray_command, "job", "stop", "first").check_returncode()
+        call(*ray_command("job", "stop", "first")).check_returncode()
         assert len(parts_of(output)) < 104, "the job was to stop in mid-run"
         second = call(*submit, *job)
         assert second.returncode == 0, second.stdout + second.stderr
