@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 import ray
 
-from clusters import free_port, nodes, ray_command, started, wait_for
+from clusters import ending, free_port, nodes, ray_command, started, wait_for
 from label_runs import JOB, ROOT, SMALL, parts_of, run, stored, write_settings
 from saff.plan import plan_stage
 from saff.sources import list_images
@@ -131,7 +131,7 @@ def test_ray_job_submit_with_token_authentication(crops, crop_rows, tmp_path):
         assert done.returncode != 0
         return "saff: out is relative" in done.stdout + done.stderr
 
-    with started(head) as process:
+    with started(head) as process, ending(process):
         wait_for(lambda: answers(address), process)
         other = environment | {"RAY_AUTH_TOKEN": "another-token-of-32-characters-xx"}
         assert call(*submit, *job, env=other).returncode != 0
@@ -144,8 +144,6 @@ def test_ray_job_submit_with_token_authentication(crops, crop_rows, tmp_path):
         second = call(*submit, *job)
         assert second.returncode == 0, second.stdout + second.stderr
         assert "done: 208 images: 192 labelled, 16 failed, 0 to do" in second.stdout
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
     assert stored(output) == rows_of_copies(rows, crop_rows)
 
 
