@@ -109,6 +109,65 @@ def rows_of_copies(rows, crop_rows):
     return {i: crop_rows[source] | {"image_id": i} for i, source, _ in rows}
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_paused_driver_that_wakes_beside_a_second_one_changes_nothing(
+    crops, crop_rows, ray_address, tmp_path
+):
+    """It sleeps for longer than its lease lives, as in a laptop that was closed."""
+    output, settings = tmp_path / "out", write_settings(tmp_path)
+    manifest, rows = write_copies(crops, 40, tmp_path)
+    command = [*JOB, "--manifest", manifest, "--output", str(output), "--config", str(settings)]
+    environment = os.environ | {"RAY_ADDRESS": ray_address}
+    logs = [tmp_path / "first", tmp_path / "second"]
+    with (
+        open(logs[0], "wb") as one,
+        open(logs[1], "wb") as other,
+        started(command, environment, one) as first,
+    ):
+        wait_for(lambda: len(parts_of(output)) >= 2, first, log=logs[0])
+        first.send_signal(signal.SIGSTOP)
+        with started(command, environment, other) as second:
+            assert second.wait(300) == 0, logs[1].read_text()
+        files = {path: path.read_bytes() for path in parts_of(output)}
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(100) in (0, 2), logs[0].read_text()
+    said = logs[0].read_text()
+    assert "Traceback" not in said
+    assert "was taken over by another job" in said or "0 to do" in said
+    assert stored(output) == rows_of_copies(rows, crop_rows)
+    assert {path: path.read_bytes() for path in parts_of(output)} == files
+    assert not list((output / "pseudo_labels").glob(".*"))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("jump", ["+2d", "-2d"])
+def test_a_clock_that_jumps_in_mid_run_changes_nothing(crops, crop_rows, tmp_path, jump):
+    """The clock of the driver, of its Ray and of all workers, by a library under theirs."""
+    libfaketime = pytest.importorskip("libfaketime")
+    output, settings = tmp_path / "out", write_settings(tmp_path)
+    manifest, rows = write_copies(crops, 8, tmp_path)
+    command = [*JOB, "--manifest", manifest, "--output", str(output), "--config", str(settings)]
+    clock, log = tmp_path / "clock", tmp_path / "log"
+    clock.write_text("+0d")
+    environment = os.environ | dict(libfaketime.get_reload_information()[1])
+    environment |= {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    look = [sys.executable, "-c", "import time; print(int(time.time()))"]
+
+    def seconds():
+        return int(subprocess.run(look, env=environment, capture_output=True, check=True).stdout)
+
+    before = seconds()
+    with open(log, "wb") as stream, started(command, environment, stream) as process:
+        wait_for(lambda: len(parts_of(output)) >= 2, process, log=log)
+        clock.write_text(jump)
+        assert len(parts_of(output)) < 104, "the clock was to jump in mid-run"
+        assert process.wait(200) == 0, log.read_text()
+    assert abs(seconds() - before) > 86_400
+    assert stored(output) == rows_of_copies(rows, crop_rows)
+
+
 @pytest.mark.slow
 def test_ray_job_submit_with_token_authentication(crops, crop_rows, tmp_path):
     output, settings = tmp_path / "out", write_settings(tmp_path)

@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import assume, given, settings, strategies as st
 
 from odd_server import serve
+from saff import lists
 from saff.access import Access
 from saff.errors import SettingsError
 from saff.lists import read_manifest
@@ -207,6 +208,14 @@ def test_many_lines_before_a_fault_are_counted(write):
     assert len(read(write(good))) == 5000
     bad = good + '9999,9999.jpg,"x" y\n'
     assert f"begins in line {good.count(chr(10)) + 1}" in refusal(write(bad))
+
+
+def test_rows_that_nobody_reads_to_the_end_may_outlive_their_file(write):
+    """As where the interpreter collects both together, in any order."""
+    with open(write("image_id,uri\n1,a.jpg\n2,b.jpg\n"), "rb") as file:
+        rows = lists._text_rows(file)
+        assert next(rows)[1:] == ("1", "a.jpg")
+    rows.close()
 
 
 # Folders
