@@ -20,6 +20,9 @@ RUNTIME := .venv/.runtime
 INSTALLED := .venv/.installed
 DOCS := .venv/.docs
 
+# Tests start Python hundreds of times: without its byte code each start compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
