@@ -49,6 +49,10 @@ class Owner:
     process: int = field(default_factory=os.getpid)
     machine: str = field(default_factory=lambda: _machine())
 
+    def __str__(self) -> str:
+        """Who this is, within a sentence."""
+        return f"process {self.process} on {self.host}" if self.process else self.host
+
     def is_gone(self) -> bool:
         """Whether this machine knows that the process has ended; False for other machines."""
         if not self.machine or self.machine != _machine():
@@ -181,9 +185,9 @@ class Lease:
 
     def _refusal(self, owner: Owner, _: int) -> SettingsError:
         return SettingsError(
-            f"another job is at work on {self.stage} of {self.output.uri}: process {owner.process} "
-            f"on {owner.host}; wait until it has ended, share the work with --part i/n in both "
-            "jobs, or, if it is known to be dead, take over with --take-over"
+            f"another job is at work on {self.stage} of {self.output.uri}: {owner}; wait until it "
+            "has ended, share the work with --part i/n in both jobs, or, if it is known to be "
+            "dead, take over with --take-over"
         )
 
     def _renew(self) -> None:
@@ -196,8 +200,7 @@ class Lease:
                 if owner.id != self.owner.id:
                     self.fault = (
                         f"{self.stage} of {self.output.uri} was taken over by another job "
-                        f"(process {owner.process} on {owner.host}); this one ends, what is done "
-                        "stays"
+                        f"({owner}); this one ends, what is done stays"
                     )
                     return
                 self.folder.write(self.name, self._content(renewals))
