@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ from saff.cluster.pipeline import run_pipeline
 from saff.cluster.training import train_network
 from saff.config import Inference, Training
 from saff.errors import SaffError
+from saff.images import decode_png, encode_png
 from saff.manifests import extend_manifest
 from saff.plan import plan_stage
 from saff.sources import list_images
@@ -370,11 +372,17 @@ def test_a_large_object_whose_completion_nobody_hears_of_is_sent_again(world, pr
 def test_the_whole_pipeline_in_a_storage_that_fails_is_that_on_a_disk(world, proxy, tmp_path):
     source, output = f"s3://{chaos.BUCKET}/photos", Folder.at(f"s3://{chaos.BUCKET}/pipeline")
     home, photos = world.bucket / "pipeline", str(world.bucket / "photos")
-    here = Folder.at(str(tmp_path))
+    here, truth = Folder.at(str(tmp_path)), world.bucket / "truth"
+    for row in world.expected.values():
+        if row["confidence"]:  # its own label, a little larger, stands for the true mask
+            path = (truth / row["image_id"]).with_suffix(".png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(np.uint8(decode_png(row["confidence"]) > 99) * 255))
 
     def pipeline(images, to):
+        masks = images.replace("photos", "truth")
         return run_pipeline(
-            images, list_images(images), to, TINY, rounds=1, truth=images, say=lambda line: None
+            images, list_images(images), to, TINY, rounds=1, truth=masks, say=lambda line: None
         )
 
     with nodes(4):  # its workers know the way to that storage
