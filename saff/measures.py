@@ -24,8 +24,6 @@ References
 .. [4] Margolin, Zelnik-Manor and Tal, How to evaluate foreground maps?, CVPR 2014.
 """
 
-from typing import Any
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -185,7 +183,7 @@ def weighted_f(levels: AnyArray, truth: AnyArray, valid: AnyArray | None = None)
     outside = counted & ~inside
     for start in range(0, len(levels), BLOCK_ROWS):  # 64 bit numbers of a large map take room
         rows = slice(start, start + BLOCK_ROWS)
-        away = distance[rows][outside[rows]].astype(np.float64)
+        away = distance[rows][outside[rows]]
         errors = levels[rows][outside[rows]] / 255
         false += float((errors * (2 - 0.5 ** (away / HALF_DISTANCE))).sum())
     recall = 1 - missed / area
@@ -263,8 +261,15 @@ def outline(mask: AnyArray) -> AnyArray:
     return np.asarray(mask & (inner == 0))
 
 
-def _distance_to(mask: AnyArray) -> Any:
-    """Distance of each pixel to the nearest one of a mask, in pixels; infinite without any."""
+def _distance_to(mask: AnyArray) -> NDArray[np.float64]:
+    """Distance of each pixel to the nearest one of a mask, in pixels; infinite without any.
+
+    On one thread OpenCV's distances differ in their last digit with the address of the array that
+    they are written to.  Their squares are whole numbers, and rounding to these makes distances
+    below 2,000 pixels exact; the measures do not tell larger ones apart.
+    """
     if not mask.any():
         return np.full(mask.shape, np.inf)
-    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    squares = np.rint(np.square(distance, dtype=np.float64))
+    return np.asarray(np.sqrt(squares, out=squares))
