@@ -166,6 +166,29 @@ def test_an_interrupt_while_ray_starts_ends_at_once_in_a_line():
     assert done.stderr == "\nsaff: interrupted while Ray started; nothing was changed\n"
 
 
+EARLY = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Moment:
+    def find_spec(self, name, path, target=None):
+        if name == "{name}":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Moment())
+sys.argv = ["saff", "--version"]
+from saff.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("name", ["saff.cli", "typer", "saff.cli.network"])
+def test_an_interrupt_before_the_command_line_is_loaded_is_one_line(name):
+    early = EARLY.format(name=name)
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout == ""
+    assert done.stderr == "saff: interrupted before anything was done\n"
+
+
 def has_begun(log, output):
     """Whether the command has read its settings: Ray starts next."""
     return "settings: " in log.read_text()
