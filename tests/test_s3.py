@@ -166,6 +166,27 @@ def test_manifests_in_a_bucket(bucket, put):
         assert list(read_manifest(f"{bucket}/{source}")) == expected, source
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_any_name_in_a_list_leads_to_its_object(bucket, put, kind):
+    names = ["1+1 =2.jpg", *NAMES]
+    for name in names:
+        put(f"{bucket}/p/{name}", name.encode())
+    rows = [{"image_id": name, "uri": f"{bucket}/p/{name}"} for name in names]
+    if kind == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["image_id", "uri"])
+        writer.writeheader()
+        writer.writerows(rows)
+        put(f"{bucket}/list.csv", text.getvalue().encode())
+    else:
+        table = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), table)
+        put(f"{bucket}/list.parquet", table.getvalue())
+    read = list(read_manifest(f"{bucket}/list.{kind}"))
+    assert read == rows
+    assert [read_bytes(row["uri"]).decode() for row in read] == names
+
+
 # Writing
 
 
