@@ -171,7 +171,8 @@ def serve(address: str) -> None:
                     if key.fileobj is listener:
                         client = listener.accept()[0]
                         pid = fork(client, selector, f"{Path(address).parent}/python")
-                        client.sendall(f"{pid} ".encode())
+                        with contextlib.suppress(OSError):  # killed since: it reads as closed
+                            client.sendall(f"{pid} ".encode())
                         children[pid] = client
                         selector.register(client, selectors.EVENT_READ, pid)
                     elif key.fileobj is wakeup:
