@@ -89,8 +89,8 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing saff and its development tools into .venv (one to three minutes the first time)"
 	@$(PIP_INSTALL) -e '.[dev]'
-	@# an oracle of the measures; it asks for another NumPy, and later releases for another OpenCV
-	@$(PIP_INSTALL) --no-deps pysodmetrics==1.4.2
+	@# an oracle of the measures, and readers of exports; they ask for another NumPy, Arrow or OpenCV
+	@$(PIP_INSTALL) --no-deps pysodmetrics==1.4.2 datumaro==1.13.12 label-studio-sdk==2.1.2
 	@touch $(RUNTIME) $@
 
 $(DOCS): $(INSTALLED)

@@ -80,9 +80,17 @@ class Photographs:
             if count
         )
 
+    def read_file(self, row: Row) -> bytes | None:
+        """Read the file of a row's photograph as it is; None, and counted, where it is lost."""
+        data = self._read(row["uri"])
+        if data is not None and row["sha256"] != hashlib.sha256(data).hexdigest():
+            self.changed += 1
+            return None
+        return data
+
     def read(self, row: Row) -> Image | None:
         """Read the photograph of a row that has a result; None, and counted, where it is lost."""
-        data = self._read(row["uri"])
+        data = self.read_file(row)
         if data is None:
             return None
         image = _decode_same(row, data)
@@ -129,10 +137,8 @@ def _server_of(uri: str) -> str:
 
 
 def _decode_same(row: Row, data: bytes) -> Image | None:
-    """Decode a photograph if it is the one that was labelled, in the size that it had then."""
+    """Decode a photograph that was labelled, in the size that it had then."""
     size = (row["height"], row["width"])
-    if row["sha256"] != hashlib.sha256(data).hexdigest():
-        return None
     try:
         image = images.decode(data, max_pixels=size[0] * size[1])
     except images.ImageError:  # another version of the decoder

@@ -4,48 +4,36 @@
 a draft beside its place, synced and renamed.
 """
 
-import errno
 import os
 import posixpath
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from saff.access import ANYTHING, Access
-from saff.addresses import LOCAL, is_local
+from saff.addresses import LOCAL
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
 from saff.ids import is_safe_id
 from saff.matting import load_pymatting, matte
-from saff.overwriting import Inode, inode_of, is_same_file, refuse_inputs
+from saff.overwriting import is_same_file, refuse_inputs
 from saff.photographs import Photographs
 from saff.pictures import What, encode_picture, mask_from, needs_image, picture, picture_format
-from saff.retries import BAD_ADDRESS, BRIEF, error_code, retry_limit
+from saff.retries import BRIEF, retry_limit
 from saff.rows import decode_map, has_foreground, rows_of, with_answer
 from saff.shards import Row
-from saff.storage import Folder, as_storage_error, read_bytes, with_brief_retries
+from saff.storage import Folder, read_bytes
+from saff.targets import TargetFolder
 
+COUNTED = ("written", "nothing_found", "not_matted", "failed", "not_written")
+LOST = ("gone", "changed", "unreachable")  # photographs
 LISTED = 20  # images that are named where a file could not be written
-FAILURES = 3  # uploads that fail one after the other, before the store is at fault
-OF_ONE_KEY = ("KeyTooLongError", BAD_ADDRESS)  # what an object store says of one name
 STANDARD = "-"  # standard input or output, as a file name
 NOT_MATTED = "without a matte, which would be empty or harm: alpha is the confidence"
-THERE_ALREADY = "a file with another content exists; --overwrite replaces it"
-OF_ONE_NAME = (  # what a file system says of one path, not of the disk
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.ENOENT,
-    errno.ENAMETOOLONG,
-    errno.EILSEQ,
-    errno.EINVAL,
-    errno.ELOOP,
-    errno.EACCES,
-    errno.EPERM,
-)
 
 
 # What one export did
@@ -85,7 +73,22 @@ class ExportSummary:
         if len(self.reasons) < LISTED:
             self.reasons.append((image_id, reason))
 
-    def lines(self, to: str) -> Iterator[str]:
+    def counts(self) -> dict[str, Any]:
+        """Counts and reasons as JSON holds them; :meth:`add` takes them in."""
+        numbers = {name: getattr(self, name) for name in COUNTED}
+        lost = {name: getattr(self.photographs, name) for name in LOST}
+        return numbers | lost | {"reasons": self.reasons}
+
+    def add(self, counts: dict[str, Any]) -> None:
+        """Add what another export, of a part, has counted."""
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + counts[name])
+        for name in LOST:
+            setattr(self.photographs, name, getattr(self.photographs, name) + counts[name])
+        self.reasons += [(image_id, reason) for image_id, reason in counts["reasons"]]
+        del self.reasons[LISTED:]
+
+    def lines(self, to: str, noun: str = "file") -> Iterator[str]:
         """Name the images whose files could not be written; the last line counts everything."""
         for image_id, reason in self.reasons:
             yield f"not written: {image_id}: {reason}"
@@ -97,7 +100,7 @@ class ExportSummary:
             f"{self.not_written:,} could not be written" if self.not_written else "",
         )
         why = ", ".join(filter(None, counts))
-        files = "file" if self.written == 1 else "files"
+        files = noun if self.written == 1 else f"{noun}s"
         images = "image" if self.left_out == 1 else "images"
         total = f"{self.written:,} {files} in {to}; {self.left_out:,} {images} left out"
         if self.nothing_found:
@@ -141,9 +144,12 @@ class PictureNames:
 
     def name(self, image_id: str) -> str:
         """File name of an image's picture, relative to the folder of the export."""
+        return f"{self.stem(image_id)}.png"
+
+    def stem(self, image_id: str) -> str:
+        """Such a name without its extension; no other image has it."""
         stem = without_extension(image_id)
-        short = f"{stem}.png"
-        return f"{image_id}.png" if self._uses[stem] > 1 or short in self._folders else short
+        return image_id if self._uses[stem] > 1 or f"{stem}.png" in self._folders else stem
 
 
 def without_extension(image_id: str) -> str:
@@ -207,7 +213,7 @@ def export_pictures(
     known = [image_id for image_id in ids if is_safe_id(image_id)]
     names = PictureNames(known)
     refuse_inputs(output, stage, lambda: (f"{to.uri}/{names.name(i)}" for i in known))
-    folder = _PictureFolder(to, overwrite=overwrite)
+    folder = TargetFolder(to, overwrite=overwrite)
     summary = ExportSummary(photographs=Photographs(access))
     columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
     for row in rows_of(output, stage, with_answer(columns, stage)):
@@ -298,95 +304,6 @@ def _encoded(
     except (StorageError, ValueError) as error:  # a damaged map, or a size that no encoder takes
         summary.refuse(row["image_id"], str(error))
         return None
-
-
-class _PictureFolder:
-    """Folder or prefix that files are written into, none of them outside it.
-
-    Parameters
-    ----------
-    to : Folder
-        Made if it does not exist.
-    overwrite : bool
-        Replace files that are there, but none that this export has written itself: two names may
-        lead to one file.
-    """
-
-    def __init__(self, to: Folder, *, overwrite: bool) -> None:
-        self.to, self.overwrite = to, overwrite
-        self._written: set[Inode | None] = set()
-        self._uploaded = False
-        self._failures = 0  # uploads that failed, one after the other
-        self._failure: StorageError | None = None
-        if is_local(to.fs):
-            with as_storage_error(to.path):
-                os.makedirs(to.path, exist_ok=True)
-                if not os.access(to.path, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, "no right to write into this folder")
-        self._root = os.path.realpath(to.path).rstrip("/")
-
-    def write(self, name: str, data: bytes) -> str:
-        """Write a file whole; give the reason why this one cannot be written, or nothing."""
-        below, _, last = name.rpartition("/")
-        folder = self.to / below if below else self.to
-        write = folder.write if self.overwrite else folder.create
-        if not is_local(self.to.fs):
-            return self._upload(write, last, data)
-        path = f"{folder.path}/{last}"
-        try:
-            if hindrance := self._hindrance(folder.path, path):
-                return hindrance
-            write(last, data)
-        except (OSError, UnicodeError) as error:
-            if isinstance(error, OSError) and error.errno not in OF_ONE_NAME:
-                raise StorageError(f"no access to {path}: {error}") from error
-            return _why_not(error, folder.path, path)
-        if self.overwrite:
-            self._written.add(inode_of(path))
-        return ""
-
-    def _hindrance(self, folder: str, path: str) -> str:
-        if not f"{os.path.realpath(folder)}/".startswith(f"{self._root}/"):
-            return "a link in its folder leads outside; remove the link"
-        if os.path.islink(path):
-            return "a link is in its place; remove the link"
-        if self._written and (inode := inode_of(path)) and inode in self._written:
-            return "another image of this export has the same file"
-        return ""
-
-    def _upload(self, write: Callable[[str, bytes], None], name: str, data: bytes) -> str:
-        try:
-            with with_brief_retries(f"{self.to.uri}/{name}"):
-                write(name, data)
-        except StorageError as error:
-            if isinstance(error.__cause__, FileExistsError):
-                return THERE_ALREADY
-            cause = error.__cause__
-            if cause is not None and error_code(cause) in OF_ONE_KEY:
-                return str(cause)
-            self._failures, self._failure = self._failures + 1, error
-            if isinstance(cause, PermissionError) or self._failures == FAILURES:
-                raise
-            return str(error)
-        self._uploaded, self._failures = True, 0
-        return ""
-
-    def close(self) -> None:
-        """Raise what the store has refused if it has taken nothing at all."""
-        if self._failure is not None and not self._uploaded:
-            raise self._failure
-
-
-def _why_not(error: Exception, folder: str, path: str) -> str:
-    """Say in words why a file cannot be written."""
-    blocked = os.path.lexists(folder) and not os.path.isdir(folder)
-    if blocked or isinstance(error, NotADirectoryError):
-        return "a file or a broken link is in the place of its folder"
-    if os.path.isdir(path):
-        return "a folder is in its place"
-    if isinstance(error, FileExistsError):
-        return THERE_ALREADY
-    return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
 # One picture

@@ -195,6 +195,12 @@ class Folder:
             return False
         return True
 
+    def version(self, name: str) -> list[str]:
+        """What changes when a file is replaced: its size, and its ETag or time of change."""
+        self.fs.invalidate_cache()
+        info = with_retries(self.fs, self.fs.info, f"{self.path}/{name}")
+        return [str(info["size"]), str(info.get("ETag") or info.get("mtime") or "")]
+
     def read(self, name: str) -> bytes:
         """Read a whole file."""
         data: bytes = with_retries(self.fs, self.fs.cat_file, f"{self.path}/{name}")

@@ -85,3 +85,17 @@ def first_time(mark):
     except FileExistsError:
         return False
     return True
+
+
+class KillsOnceBeforeItsRecord:
+    """An export's part that dies once when its files are written and nothing says so yet."""
+
+    def __init__(self, export, part):
+        self.export, self.part = export, part
+
+    def __call__(self, task):
+        done = self.export.do_part(task)
+        if task["part"] == self.part and first_time("killed an export"):
+            self.export.records.remove(self.part.replace(".parquet", ".json"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done

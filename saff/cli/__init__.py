@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from saff import __version__
-from saff.cli import checks, labels, network, pictures, pipeline
+from saff.cli import checks, exports, labels, network, pictures, pipeline
 from saff.errors import SaffError, printable
 from saff.retries import what_next
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 
     [bold]saff report out/[/]                        writes a page of the results
 
-    [bold]saff export out/ --to masks/[/]            writes the masks as PNG files
+    [bold]saff export out/ --to masks/[/]            writes PNG files, or those of other tools
     """,
 )
 
@@ -41,7 +41,7 @@ for command in (
     network.train,
     network.reinfer,
     pictures.segment,
-    pictures.export,
+    exports.export,
     network.export_network,
     checks.evaluate,
     checks.verify,

@@ -1,4 +1,4 @@
-"""Commands that give people something to look at: segment, export, report."""
+"""Commands that give people something to look at: segment, report."""
 
 import os
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saff import overwriting, picture_export
+from saff import picture_export
 from saff.access import Access
 from saff.addresses import expand_home, local_path
 from saff.cli.options import (
@@ -18,13 +18,11 @@ from saff.cli.options import (
     NetworkOption,
     Output,
     PrivateOption,
-    StageOption,
     ThresholdOption,
     What,
     read_config,
 )
 from saff.errors import SettingsError, printable
-from saff.layout import Stage
 from saff.report.stored import write_report
 from saff.storage import Folder
 
@@ -118,43 +116,6 @@ def _load_network(run: str | None, allow_code: Collection[str]) -> "Network":
     from saff.network.shipped import load_shipped
 
     return load_shipped().network
-
-
-def export(
-    output: Output,
-    to: Annotated[str, typer.Option(help="Folder or s3:// prefix for the PNG files.")],
-    what: Annotated[What, typer.Option(help="Kind of picture to write.")] = What.mask,
-    stage: StageOption = Stage.PSEUDO_LABELS,
-    threshold: ThresholdOption = 0.5,
-    matting: MattingOption = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
-    ] = False,
-    private: PrivateOption = False,
-) -> None:
-    """Write results as PNG files with the names and sizes of the images; masks are 0 and 255.
-
-    Photographs of the run are never written over. The exit code is 1 if a file could not be written
-    or a photograph could not be read; the other files are written.
-    """
-    run, folder = Folder.at(output), Folder.at(to)
-    summary = picture_export.export_pictures(
-        run,
-        folder,
-        what.value,
-        stage.value,
-        overwrite=overwrite,
-        threshold=threshold,
-        matting=matting,
-        access=Access(private=private),
-    )
-    if overwriting.is_among_images(run, folder.uri):
-        note = f"note: {folder.uri} lies among the images; saff label would label its files, too"
-        typer.echo(printable(note), err=True)
-    for line in summary.lines(folder.uri):
-        typer.echo(printable(line), err=True)
-    if not summary.complete:
-        raise typer.Exit(1)
 
 
 def report(

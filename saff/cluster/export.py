@@ -1,0 +1,74 @@
+"""An export as a job: its parts mapped on Ray, each one written by a task of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from saff.cluster.mapping import count_done, map_parts
+from saff.cluster.resources import start_ray
+from saff.exports.run import LEASE, Export
+from saff.lease import Lease, leased
+from saff.plan import WHOLE, Plan, Share
+from saff.progress import PATIENCE
+from saff.shards import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """An export that is done part by part; the same job again continues it.
+
+    Attributes
+    ----------
+    export : Export
+        What is exported, and where to.
+    share : Share
+        Do this share of the parts.
+    patience : float
+        Seconds without any part done after which the job ends.
+    take_over : bool
+        Take the lease on the folder from a job that is known to be dead.
+    """
+
+    export: Export
+    share: Share = WHOLE
+    patience: float = PATIENCE
+    take_over: bool = False
+    _leases: list[Lease] = field(default_factory=list, init=False)
+
+    def claim(self) -> None:
+        """Bind the folder to this export; errors as of :meth:`saff.exports.run.Export.claim`."""
+        self.export.claim()
+
+    def plan(self) -> Plan:
+        """Find the parts of results whose files are not there yet."""
+        return self.export.plan(self.share)
+
+    @contextmanager
+    def at_work(self) -> Iterator["ExportJob"]:
+        """Hold the lease on the share while the block runs, so that no other job does the same."""
+        where = self.export.records
+        with leased(where, LEASE, self.share, take_over=self.take_over) as lease:
+            self._leases.append(lease)
+            try:
+                yield self
+            finally:
+                self._leases.pop()
+
+    def map(self, todo: Plan) -> None:
+        """Export the parts of a plan on Ray; each task writes the files of its part."""
+        if todo.parts:
+            start_ray()
+            tasks = self.export.tasks(todo.parts)
+            results = map_parts(self.export.do_part, tasks, patience=self.patience)
+            count_done("export", todo, self._while_leased(results))
+
+    def _while_leased(self, results: Iterator[Row]) -> Iterator[Row]:
+        """Pass results on until another job takes the folder over, which ends this one."""
+        for result in results:
+            for lease in self._leases:
+                lease.check()
+            yield result
+
+    def finish(self) -> list[str]:
+        """Write what the export has once, such as a merged file, if all parts are written."""
+        return self.export.finish()
