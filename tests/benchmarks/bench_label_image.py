@@ -1,14 +1,25 @@
-"""Cost of label_image on one thread, in forward passes of mobilenet_v2; prints JSON.
+"""Cost of a label and of a prediction on one thread, in passes of mobilenet_v2; prints JSON.
 
-The unit is torchvision's mobilenet_v2 at 448 x 352 (batch 1, evaluation mode) in the same process,
-so that machines can be compared.  Both are timed in turn; medians after a warm-up.
+    python tests/benchmarks/bench_label_image.py [--images FOLDER --count 20] [--rounds 7]
+
+The unit is one pass of torchvision's mobilenet_v2 at 448 x 352 (batch 1, evaluation mode) in the
+same process, so that machines can be compared.  Everything is CPU time of the thread, measured in
+turn with the unit after a warm-up, so that work on other cores disturbs it least.  The table of
+stages is measured around the functions that ``label_image`` calls, in the same calls as its whole.
 """
 
+import argparse
+import dataclasses
 import json
 import platform
 import statistics
 import subprocess
 import time
+from collections import defaultdict
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -16,13 +27,29 @@ import torch
 from skimage import data
 
 import saff
-from saff import config, edges, labeling, saliency
+from saff import config, images, labeling
+from saff.fused_prediction import models_beside, predict_fused
 from saff.labeling import label_image, load_models
-from saff.superpixels import slic
+from saff.network.shipped import load_shipped
+from saff.resize import resize
 from saff.threads import single_thread
 from saff.torchvision_import import models
 
 ROUNDS = 21
+NAMES = ("astronaut", "chelsea", "coffee", "rocket")
+STAGES = (  # functions of saff.labeling, none inside another
+    "slic",
+    "encode_semantics",
+    "region_saliency",
+    "encode_edges",
+    "fit_image",
+    "context",
+    "cut_outline",
+    "predict",
+    "resize",
+    "sharpen",
+)
+BACK_ENDS = ("encoder", "edges")
 
 
 def seconds(call):
@@ -36,9 +63,14 @@ def median_ms(call, rounds=ROUNDS):
     return round(1000 * statistics.median(seconds(call) for _ in range(rounds)), 2)
 
 
-def main():
-    torch.set_num_threads(1)
-    image = cv2.resize(data.astronaut()[:384], (500, 375), interpolation=cv2.INTER_AREA)
+def cpu_seconds(call):
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+def make_unit():
+    """Make the call that costs one unit."""
     network = models.mobilenet_v2(weights=None).eval()
     probe = torch.rand(1, 3, 352, 448, generator=torch.Generator().manual_seed(0))
 
@@ -46,61 +78,115 @@ def main():
         with torch.inference_mode():
             network(probe)
 
-    configs = {name: make() for name, make in config.NAMED.items()}
-    calls = {"mobilenet_v2": unit}
-    calls |= {name: lambda c=c: label_image(image, c) for name, c in configs.items()}
-    back_ends = {
-        "saliency drfi": saliency.load("drfi"),
-        "saliency rbd": saliency.load("rbd"),
-        "edges learned": edges.load("learned"),
-        "edges gradient": edges.load("gradient"),
+    return unit
+
+
+def photographs(folder, count):
+    """The first images of a folder, or four of scikit-image in the size of VOC's."""
+    if folder is None:
+        return [resize(getattr(data, name)()[:, :, :3], (375, 500)) for name in NAMES]
+    return [images.read(path) for path in sorted(folder.iterdir())[:count]]
+
+
+def make_calls(network):
+    """What is measured on an image, by name."""
+    settings = config.default()
+    alone = dataclasses.replace(
+        settings, inference=dataclasses.replace(settings.inference, pseudo_label_share=0.0)
+    )
+    beside = models_beside(settings)
+    labels = {name: partial(label_image, config=make()) for name, make in config.NAMED.items()}
+    return labels | {
+        "prediction": lambda image: predict_fused(network, [image], settings, beside),
+        "network alone": lambda image: predict_fused(network, [image], alone, None),
     }
-    for name, back_end in back_ends.items():
-        calls[name] = lambda b=back_end: b(image)
-    times = {name: [] for name in calls}
-    for turn in range(ROUNDS + 2):
-        for name, call in calls.items():
-            with single_thread():
-                elapsed = seconds(call)
-            if turn >= 2:  # the first two warm up
-                times[name].append(elapsed)
-    ratios = {
-        name: [a / b for a, b in zip(times[name], times["mobilenet_v2"], strict=True)]
-        for name in times
-        if name != "mobilenet_v2"
-    }
+
+
+class StageClock:
+    """Adds up the CPU time of the stages of ``label_image`` with some settings."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.spent = defaultdict(float)
+        self.running = False
+        loaded = load_models(settings)
+        wrapped = {name: self.timed(name, getattr(loaded, name)) for name in BACK_ENDS}
+        self.models = dataclasses.replace(loaded, **wrapped)
+
+    def timed(self, name, function):
+        """The function, its time added to a stage; inside of another stage it is that stage's."""
+
+        def run(*args, **kwargs):
+            if self.running:
+                return function(*args, **kwargs)
+            self.running, start = True, time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.spent[name] += time.thread_time() - start
+                self.running = False
+
+        return run
+
+    @contextmanager
+    def measuring(self):
+        """Put the clock around the functions of saff.labeling."""
+        stages = {name: self.timed(name, getattr(labeling, name)) for name in STAGES}
+        with mock.patch.multiple(labeling, **stages):
+            yield
+
+    def table(self, image):
+        """Seconds of each stage of one image, of what lies between them, and of the whole."""
+        self.spent.clear()
+        with self.measuring():
+            whole = cpu_seconds(lambda: label_image(image, self.settings, self.models))
+        stages = dict(self.spent)
+        return stages | {"between": whole - sum(stages.values()), "whole": whole}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="folder; scikit-image's pictures without it")
+    parser.add_argument("--count", type=int, default=20, help="images of the folder")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each image is measured")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pictures, unit = photographs(args.images, args.count), make_unit()
+    calls, clock = make_calls(load_shipped().network), StageClock(config.default())
+    ratios, stages, ms = defaultdict(list), defaultdict(list), defaultdict(list)
+
+    def one_unit():
+        with single_thread():
+            return cpu_seconds(unit)
+
+    for turn in range(args.rounds + 1):
+        for image in pictures:
+            for name, call in calls.items():
+                base, spent = one_unit(), cpu_seconds(lambda c=call, i=image: c(i))
+                if turn:  # the first round warms up
+                    ratios[name].append(spent / base)
+                    ms[name].append(1000 * spent)
+                    ms["unit"].append(1000 * base)
+            base = one_unit()
+            for name, spent in clock.table(image).items():
+                if turn:
+                    stages[name].append(spent / base)
     print(
         json.dumps(
             {
-                "benchmark": "label_image, 500 x 375, one thread",
-                "median_ms": {n: round(1000 * statistics.median(t), 1) for n, t in times.items()},
-                "units": {n: summary(r) for n, r in ratios.items()},
-                "stages_ms": stages(image),
+                "benchmark": "label and prediction of one image, CPU time of one thread",
+                "images": f"{args.images or 'scikit-image'}: {len(pictures)}",
+                "median_ms": {name: round(statistics.median(v), 1) for name, v in ms.items()},
+                "units": {name: summary(v) for name, v in ratios.items()},
+                "stages of default(), units": {
+                    name: round(statistics.median(v), 3)
+                    for name, v in sorted(stages.items(), key=lambda item: -sum(item[1]))
+                },
                 **machine(),
             },
             indent=1,
         )
     )
-
-
-def stages(image):
-    """Where the time of default() goes."""
-    settings = config.default()
-    loaded = load_models(settings)
-    with single_thread():
-        superpixels = slic(image, settings.superpixel_count)
-        maps = loaded.encoder(image)
-        edge_map = loaded.edges(image)
-        return {
-            "superpixels": median_ms(lambda: slic(image, settings.superpixel_count)),
-            "encoder": median_ms(lambda: loaded.encoder(image)),
-            "S_s and M_s": median_ms(
-                lambda: labeling.encode_semantics(maps, superpixels, settings)
-            ),
-            "saliency": median_ms(lambda: loaded.saliency(image)),
-            "edge map": median_ms(lambda: loaded.edges(image)),
-            "M_a": median_ms(lambda: labeling.encode_edges(edge_map, superpixels, settings)),
-        }
 
 
 def summary(values):
