@@ -97,10 +97,18 @@ def load_models(config: Config) -> Models:
         If one is unknown; its subclass WeightsError if weights are missing or damaged.
     """
     encoder = semantic.load(
-        config.encoder, side=config.encoder_side, weights=config.encoder_weights
+        config.encoder,
+        side=config.encoder_side,
+        weights=config.encoder_weights,
+        class_scores=uses_classes(config),
     )
     network = load_shipped() if config.network_share else None
     return Models(encoder, saliency.load(config.saliency), edges.load(config.edges), network)
+
+
+def uses_classes(config: Config) -> bool:
+    """Whether pseudo labels depend on an encoder's class scores."""
+    return config.semantic_unary == "max_class" or config.semantic_affinity == "classes"
 
 
 def label_image(
@@ -253,7 +261,7 @@ def encode_semantics(
     pool = Pooling(superpixels)
     levels = [pool(level) for level in maps.levels]
     vectors: Features | None = None
-    if config.semantic_unary == "max_class" or config.semantic_affinity == "classes":
+    if uses_classes(config):
         vectors = class_vectors(pool(maps.scores), config.temperature)
     if config.semantic_unary == "max_class" and vectors is not None:
         unary = min_max_normalise(vectors.max(axis=1))

@@ -31,7 +31,7 @@ from saff.errors import SettingsError, WeightsError
 from saff.layout import RUN
 from saff.network import Network
 from saff.network.shipped import load_shipped
-from saff.network.unet import LiteUNet, fold_normalisations
+from saff.network.unet import LiteUNet, fuse_network
 from saff.runs import RESTART, claim, read_run, with_digest
 from saff.samples import Corpus
 from saff.shards import Row
@@ -252,5 +252,5 @@ def load_trained(run: Folder | None, allow_code: Collection[str] = ()) -> Traine
     load_state(network, WeightsFile(f"{folder.uri}/{WEIGHTS}", sha256, data))
     network.eval()
     if isinstance(network, LiteUNet):
-        fold_normalisations(network)
+        fuse_network(network)
     return Trained(network, description, sha256)

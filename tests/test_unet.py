@@ -12,7 +12,7 @@ from saff.inference import predict
 from saff.modelfile import pack, shipped
 from saff.network import UNETS, load
 from saff.network.shipped import KIND, load_shipped, start_from_shipped
-from saff.network.unet import fold_normalisations
+from saff.network.unet import fuse_network
 
 MIB = 2**20
 
@@ -39,7 +39,7 @@ def test_folding_normalisations_changes_nothing_but_the_last_bits():
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = network(x)
-        fold_normalisations(network)
+        fuse_network(network)
         after = network(x)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # float32, some 60 layers

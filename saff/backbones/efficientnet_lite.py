@@ -10,9 +10,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from saff.backbones.convolutions import Activation, FusedConv2d
 from saff.checkpoints import load_state, open_weights
 from saff.errors import WeightsError
 
@@ -82,6 +83,24 @@ class _SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if self.same is None else nn.functional.pad(x, self.same))
 
+    def padded_evenly(self) -> nn.Conv2d:
+        """The same convolution, padded alike on all sides: zeros are added to its weights."""
+        if self.same is None:
+            return self
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        padding = self.same[0] + 1
+        even = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            kernel + 1,
+            stride,
+            padding=padding,
+            groups=self.groups,
+            bias=False,
+        )
+        even.weight = nn.Parameter(nn.functional.pad(self.weight.detach(), (1, 0, 1, 0)))
+        return even.train(self.training)
+
 
 class _Block(nn.Module):
     """Inverted bottleneck: 1x1 expansion, depthwise convolution, 1x1 projection."""
@@ -92,27 +111,29 @@ class _Block(nn.Module):
         super().__init__()
         hidden = channels_in * expansion
         if expansion > 1:
-            self._expand_conv = _SameConv2d(channels_in, hidden, 1)
+            self._expand_conv: nn.Module = _SameConv2d(channels_in, hidden, 1)
             self._bn0: nn.Module = nn.BatchNorm2d(hidden, eps=BATCH_NORM_EPSILON)
-        self._depthwise_conv = _SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
+        self._depthwise_conv: nn.Module = _SameConv2d(hidden, hidden, kernel, stride, groups=hidden)
         self._bn1: nn.Module = nn.BatchNorm2d(hidden, eps=BATCH_NORM_EPSILON)
-        self._project_conv = _SameConv2d(hidden, out, 1)
+        self._project_conv: nn.Module = _SameConv2d(hidden, out, 1)
         self._bn2: nn.Module = nn.BatchNorm2d(out, eps=BATCH_NORM_EPSILON)
         self.expands = expansion > 1
         self.skips = stride == 1 and channels_in == out
 
-    def fusable(self) -> tuple[tuple[str, str], ...]:
-        pairs = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-        return pairs if self.expands else pairs[1:]
-
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        if self.expands:
-            y = nn.functional.relu6(self._bn0(self._expand_conv(y)), inplace=True)
-        y = nn.functional.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
+        y = _activated(self._expand_conv, self._bn0, x) if self.expands else x
+        y = _activated(self._depthwise_conv, self._bn1, y)
+        if isinstance(self._project_conv, FusedConv2d):
+            return cast(Tensor, self._project_conv(y, x if self.skips else None))
         y = self._bn2(self._project_conv(y))
-        out: Tensor = x + y if self.skips else y
-        return out
+        return x + y if self.skips else y
+
+
+def _activated(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """A convolution with its normalisation and ReLU6, whether they are fused or not."""
+    if isinstance(convolution, FusedConv2d):
+        return cast(Tensor, convolution(x))
+    return nn.functional.relu6(norm(convolution(x)), inplace=True)
 
 
 class Stages(nn.Module):
@@ -126,7 +147,7 @@ class Stages(nn.Module):
 
     def run_stages(self, x: Tensor) -> list[Tensor]:
         """Float (N, 3, H, W) to the output of each stage, finest first."""
-        x = nn.functional.relu6(self._bn0(self._conv_stem(x)), inplace=True)
+        x = _activated(self._conv_stem, self._bn0, x)
         levels = []
         for index, block in enumerate(self._blocks):
             x = block(x)
@@ -163,7 +184,7 @@ class EfficientNetLite(Stages):
                 channels = out
             self.stage_ends.append(len(blocks) - 1)
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head = _SameConv2d(channels, HEAD_CHANNELS, 1)
+        self._conv_head: nn.Module = _SameConv2d(channels, HEAD_CHANNELS, 1)
         self._bn1: nn.Module = nn.BatchNorm2d(HEAD_CHANNELS, eps=BATCH_NORM_EPSILON)
         self._fc = nn.Linear(HEAD_CHANNELS, 1000)
 
@@ -174,8 +195,7 @@ class EfficientNetLite(Stages):
         and the 1280 channels that the classifier reads.
         """
         levels = self.run_stages(x)[FIRST_LEVEL:]
-        head = nn.functional.relu6(self._bn1(self._conv_head(levels[-1])), inplace=True)
-        return [*levels, head]
+        return [*levels, _activated(self._conv_head, self._bn1, levels[-1])]
 
 
 class Trunk(Stages):
@@ -208,18 +228,25 @@ class Trunk(Stages):
 
 
 def fuse_layers(network: nn.Module) -> None:
-    """Fold every batch normalisation of a trunk into the convolution before it, for inference."""
+    """Make each convolution of a trunk one layer with all that follows it, for inference.
+
+    Weights are stored with the channels last, as inputs should be.
+    """
+    for part in network.modules():
+        if isinstance(part, _Block):
+            if part.expands:
+                _fuse(part, "_expand_conv", "_bn0", "relu6")
+            _fuse(part, "_depthwise_conv", "_bn1", "relu6")
+            _fuse(part, "_project_conv", "_bn2", "none")
     for conv, norm in (("_conv_stem", "_bn0"), ("_conv_head", "_bn1")):
         if hasattr(network, conv):
-            _fuse(network, conv, norm)
-    for block in network.modules():
-        if isinstance(block, _Block):
-            for conv, norm in block.fusable():
-                _fuse(block, conv, norm)
+            _fuse(network, conv, norm, "relu6")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _fuse(module: nn.Module, conv: str, norm: str) -> None:
-    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+def _fuse(module: nn.Module, conv: str, norm: str, activation: Activation) -> None:
+    convolution = cast(_SameConv2d, getattr(module, conv)).padded_evenly()
+    setattr(module, conv, FusedConv2d(convolution, getattr(module, norm), activation))
     setattr(module, norm, nn.Identity())
 
 

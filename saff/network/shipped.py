@@ -3,7 +3,7 @@
 ``saff segment`` uses it without a training of one's own, and ``saff train`` starts from it.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,7 @@ from saff.arrays import AnyArray
 from saff.errors import SettingsError, WeightsError
 from saff.modelfile import Model, pack, read_model, shipped
 from saff.network import UNETS
-from saff.network.base import channels_last
-from saff.network.unet import LiteUNet, fold_normalisations, lite_unet
+from saff.network.unet import LiteUNet, fuse_network, lite_unet
 
 KIND = "saff network 1"
 
@@ -40,8 +39,8 @@ def load_shipped() -> ShippedNetwork:
     network = lite_unet(architecture(model), 2, pretrained=False, weights=None)
     network.load_state_dict(to_state(model))
     network.eval()
-    fold_normalisations(network)
-    return ShippedNetwork(cast(LiteUNet, channels_last(network)), model.digest)
+    fuse_network(network)
+    return ShippedNetwork(network, model.digest)
 
 
 def start_from_shipped(name: str) -> LiteUNet:

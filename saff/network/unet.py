@@ -7,13 +7,14 @@ size, where thin limbs are lost.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saff.backbones import efficientnet_lite
+from saff.backbones.convolutions import FusedConv2d
+from saff.network.base import channels_last
 from saff.network.lite import LiteNetwork, resize_like
 
 FIRST_LEVEL = 1  # stage 2 is the last of stride 4
@@ -36,9 +37,9 @@ class UHead(nn.Module):
         super().__init__()
         self.lateral = nn.ModuleList([_pointwise(c) for c in channels])
         self.branches = nn.ModuleList([_separable(dilation) for dilation in DILATIONS])
-        self.whole = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.whole: nn.Module = nn.Conv2d(WIDTH, WIDTH, 1)
         self.up = nn.ModuleList([_separable(1) for _ in range(3)])  # strides 16, 8, 4
-        self.score = nn.Conv2d(WIDTH, classes, 1)
+        self.score: nn.Module = nn.Conv2d(WIDTH, classes, 1)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """Levels, finest first, to logits in the size of the first."""
@@ -65,17 +66,26 @@ def lite_unet(name: str, classes: int, *, pretrained: bool, weights: str | None)
     return LiteUNet(trunk, UHead(trunk.channels, classes))
 
 
-def fold_normalisations(network: LiteUNet) -> None:
-    """Fold every batch normalisation into the convolution before it, for inference alone."""
+def fuse_network(network: LiteUNet) -> None:
+    """Make each convolution one layer with its normalisation and activation, for inference."""
     efficientnet_lite.fuse_layers(network.trunk)
-    for module in network.head.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for place, layer in enumerate(module):
-            if isinstance(layer, nn.BatchNorm2d):
-                convolution = cast(nn.Conv2d, module[place - 1])
-                module[place - 1] = fuse_conv_bn_eval(convolution, layer)
-                module[place] = nn.Identity()
+    head = cast(UHead, network.head)
+    head.lateral = nn.ModuleList([FusedConv2d(*layers) for layers in _layers(head.lateral)])
+    head.branches, head.up = (
+        nn.ModuleList(
+            [
+                nn.Sequential(FusedConv2d(depthwise), FusedConv2d(pointwise, norm, "relu"))
+                for depthwise, pointwise, norm, _ in _layers(separable)
+            ]
+        )
+        for separable in (head.branches, head.up)
+    )
+    head.whole, head.score = FusedConv2d(head.whole), FusedConv2d(head.score)
+    channels_last(network)
+
+
+def _layers(sequences: nn.ModuleList) -> list[list[Any]]:
+    return [list(cast(nn.Sequential, sequence)) for sequence in sequences]
 
 
 def _pointwise(channels: int) -> nn.Sequential:

@@ -14,7 +14,13 @@ __all__ = ["Encoder", "SemanticMaps", "load"]
 DEFAULT_SIDE = 512
 
 
-def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> Encoder:
+def load(
+    name: str,
+    *,
+    side: int = DEFAULT_SIDE,
+    weights: str | None = None,
+    class_scores: bool = True,
+) -> Encoder:
     """Load a semantic encoder.
 
     Parameters
@@ -29,6 +35,8 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
         Longer side of the encoder's input in pixels.
     weights : str, optional
         File or URI of a state dict, in place of the published one; built-in encoders only.
+    class_scores : bool
+        Have the class scores computed; built-in classifiers only.  Their features cost less alone.
 
     Returns
     -------
@@ -43,12 +51,19 @@ def load(name: str, *, side: int = DEFAULT_SIDE, weights: str | None = None) -> 
         If its weights are missing, damaged, or of another network.
     """
     if name.startswith("torchvision:"):
-        return cam.load_torchvision(name.removeprefix("torchvision:"), side=side, weights=weights)
+        return cam.load_torchvision(
+            name.removeprefix("torchvision:"), side=side, weights=weights, class_scores=class_scores
+        )
     if ":" in name and weights is not None:
         raise SettingsError(f"encoder {name!r} finds its own weights; leave encoder_weights out")
     known: dict[str, Callable[[], Encoder]] = {
-        n: partial(cam.load_efficientnet_lite, n, side=side, weights=weights) for n in FAMILY
+        n: partial(
+            cam.load_efficientnet_lite, n, side=side, weights=weights, class_scores=class_scores
+        )
+        for n in FAMILY
     }
     known |= {n: partial(vit.load, n, side=side, weights=weights) for n in (*vit.PUBLISHED, "vit")}
-    known["googlenet"] = partial(cam.load_torchvision, "googlenet", side=side, weights=weights)
+    known["googlenet"] = partial(
+        cam.load_torchvision, "googlenet", side=side, weights=weights, class_scores=class_scores
+    )
     return backends.load("encoder", name, known)

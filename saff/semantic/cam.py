@@ -38,6 +38,10 @@ class CamEncoder:
         Both input sides are rounded to a multiple of it.
     digest : str
         SHA-256 of the weights.
+    class_scores : bool
+        Compute the class scores; without them ``scores`` holds no class.
+    channels_last : bool
+        The weights have their channels last, as CPUs prefer, and so has the input.
     """
 
     def __init__(
@@ -50,23 +54,29 @@ class CamEncoder:
         side: int,
         multiple: int = 32,
         digest: str = "",
+        class_scores: bool = True,
+        channels_last: bool = False,
     ) -> None:
         self.trunk = trunk
-        self.weight = head.weight.detach()[:, :, None, None]  # (K, D, 1, 1)
-        self.bias = head.bias.detach()  # (K,)
+        classes = len(head.weight) if class_scores else 0
+        self.weight = head.weight.detach()[:classes, :, None, None]  # (K, D, 1, 1)
+        self.bias = head.bias.detach()[:classes]  # (K,)
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.side = side
         self.multiple = multiple
         self.digest = digest
+        self.channels_last = channels_last
 
     def __call__(self, image: Image) -> SemanticMaps:
         """Encode: uint8 (H, W, 3) RGB to scores (K, h, w) and feature levels."""
         resized = to_side(image, self.side, self.multiple)
         with torch.inference_mode():
-            x = to_input(resized[None], self).contiguous()  # channels first, as the weights are
-            levels = self.trunk(x)
-            scores = nn.functional.conv2d(levels[-1], self.weight, self.bias)
+            x = to_input(resized[None], self)  # channels last
+            levels = self.trunk(x if self.channels_last else x.contiguous())
+            scores = levels[-1][:, :0]  # of no class
+            if len(self.weight):
+                scores = nn.functional.conv2d(levels[-1], self.weight, self.bias)
         return SemanticMaps(scores[0].numpy(), tuple(level[0].numpy() for level in levels))
 
 
@@ -84,7 +94,9 @@ def to_side(image: Image, side: int, multiple: int) -> Image:
     return resize(image, size, average=side < max(image.shape[:2]))
 
 
-def load_efficientnet_lite(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
+def load_efficientnet_lite(
+    name: str, *, side: int, weights: str | None = None, class_scores: bool = True
+) -> CamEncoder:
     """Load an EfficientNet-Lite: five feature levels, 1000 class scores at stride 32.
 
     Parameters
@@ -93,14 +105,27 @@ def load_efficientnet_lite(name: str, *, side: int, weights: str | None = None) 
         As for :func:`saff.backbones.efficientnet_lite.load`.
     side : int
         Longer side of the input in pixels.
+    class_scores : bool
+        As for :class:`CamEncoder`.
     """
     network, sha256 = efficientnet_lite.load(name, weights)
     efficientnet_lite.fuse_layers(network.eval())
     mean, std = efficientnet_lite.MEAN, efficientnet_lite.STD
-    return CamEncoder(network, network._fc, mean=mean, std=std, side=side, digest=sha256)
+    return CamEncoder(
+        network,
+        network._fc,
+        mean=mean,
+        std=std,
+        side=side,
+        digest=sha256,
+        class_scores=class_scores,
+        channels_last=True,
+    )
 
 
-def load_torchvision(name: str, *, side: int, weights: str | None = None) -> CamEncoder:
+def load_torchvision(
+    name: str, *, side: int, weights: str | None = None, class_scores: bool = True
+) -> CamEncoder:
     """Load a torchvision classifier: the last map of each size, as many scores as its head gives.
 
     Parameters
@@ -109,8 +134,12 @@ def load_torchvision(name: str, *, side: int, weights: str | None = None) -> Cam
         As for :func:`saff.backbones.torchvision_classifier.load`.
     side : int
         Longer side of the input in pixels.
+    class_scores : bool
+        As for :class:`CamEncoder`.
     """
     from saff.backbones import torchvision_classifier  # its import takes as long as torch's own
 
     trunk, head, mean, std, sha256 = torchvision_classifier.load(name, weights)
-    return CamEncoder(trunk, head, mean=mean, std=std, side=side, digest=sha256)
+    return CamEncoder(
+        trunk, head, mean=mean, std=std, side=side, digest=sha256, class_scores=class_scores
+    )
