@@ -12,7 +12,7 @@ from saff.config import Config, Inference
 from saff.encoding import (
     apparent_similarity,
     border_contrast,
-    cheapest_paths,
+    cheap_paths,
     class_vectors,
     context,
     feature_similarity,
@@ -142,7 +142,8 @@ def label_image(
     models = models or load_models(config)
     with single_thread():
         small = shrink(image, config.working_side)
-        maps, edge_map = models.encoder(small), models.edges(small)
+        seen = shrink(image, max(config.working_side, config.encoder_side))
+        maps, edge_map = models.encoder(seen), models.edges(small)
         finite("edges", edge_map, small)
         salient: saliency.Saliency = models.saliency
         if not isinstance(salient, saliency.RegionSaliency):
@@ -323,10 +324,8 @@ def encode_edges(edge_map: PixelMap, superpixels: LabelMap, config: Config) -> M
     """
     adjacency, strength = border_strength(edge_map, superpixels)
     average = strength.mean() if strength.any() else 1.0
-    count = int(superpixels.max()) + 1
-    return apparent_similarity(
-        cheapest_paths(adjacency, strength / average, count), config.edge_scale
-    )
+    count, scale = int(superpixels.max()) + 1, config.edge_scale
+    return apparent_similarity(cheap_paths(adjacency, strength / average, count, scale), scale)
 
 
 def region_saliency(back_end: saliency.Saliency, image: Image, superpixels: LabelMap) -> Features:

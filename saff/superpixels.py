@@ -93,16 +93,22 @@ def region_means(maps: AnyArray, superpixels: LabelMap) -> Features:
     return np.stack(sums, axis=1) / area[:, None]
 
 
-def _touching(superpixels: LabelMap) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
-    """Pixel pairs across a border: flat indices of both pixels, lower and higher label."""
-    index = np.arange(superpixels.size).reshape(superpixels.shape)
-    first = np.concatenate([index[:, :-1].ravel(), index[:-1].ravel()])
-    second = np.concatenate([index[:, 1:].ravel(), index[1:].ravel()])
-    labels = superpixels.ravel()
-    across = labels[first] != labels[second]
-    first, second = first[across], second[across]
-    low = np.minimum(labels[first], labels[second])
-    return first, second, low, np.maximum(labels[first], labels[second])
+def _touching(superpixels: LabelMap) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Pixel pairs across a border: flat indices of both pixels, and the key of their regions.
+
+    The key of regions i < j is ``i * R + j``.
+    """
+    width, labels = superpixels.shape[1], superpixels.ravel()
+    row, column = np.nonzero(superpixels[:, :-1] != superpixels[:, 1:])
+    right, above = row * width + column, np.flatnonzero(labels[:-width] != labels[width:])
+    first = np.concatenate([right, above])
+    second = np.concatenate([right + 1, above + width])
+    low = np.minimum(labels[first], labels[second]).astype(np.int64)
+    return first, second, low * _count(superpixels) + np.maximum(labels[first], labels[second])
+
+
+def _count(superpixels: LabelMap) -> int:
+    return int(superpixels.max()) + 1
 
 
 def neighbours(superpixels: LabelMap) -> Adjacency:
@@ -118,12 +124,17 @@ def neighbours(superpixels: LabelMap) -> Adjacency:
     adjacency : int32 array of shape (E, 2)
         ``i < j``, sorted, each pair once; (0, 2) for a single region.
     """
-    _, _, low, high = _touching(superpixels)
-    return _pairs(np.unique(low.astype(np.int64) * (superpixels.max() + 1) + high), superpixels)
+    count = _count(superpixels)
+    return _pairs(np.flatnonzero(_lengths(_touching(superpixels)[2], count)), count)
 
 
-def _pairs(keys: AnyArray, superpixels: LabelMap) -> Adjacency:
-    return np.stack(np.divmod(keys, superpixels.max() + 1), axis=1).astype(np.int32)
+def _lengths(keys: AnyArray, count: int) -> AnyArray:
+    """Pixel sides that each pair of regions shares, by its key."""
+    return np.bincount(keys, minlength=count * count)
+
+
+def _pairs(keys: AnyArray, count: int) -> Adjacency:
+    return np.stack(np.divmod(keys, count), axis=1).astype(np.int32)
 
 
 def border_strength(edges: PixelMap, superpixels: LabelMap) -> tuple[Adjacency, Features]:
@@ -143,14 +154,13 @@ def border_strength(edges: PixelMap, superpixels: LabelMap) -> tuple[Adjacency, 
     strength : float64 array of shape (E,)
         Mean over the shared pixel sides of the stronger of the two pixels, in [0, 1].
     """
-    first, second, low, high = _touching(superpixels)
-    flat = edges.ravel()
+    first, second, keys = _touching(superpixels)
+    count, flat = _count(superpixels), edges.ravel()
     crossing = np.maximum(flat[first], flat[second])
-    keys, border = np.unique(
-        low.astype(np.int64) * (superpixels.max() + 1) + high, return_inverse=True
-    )
-    strength = np.bincount(border, weights=crossing) / np.bincount(border)
-    return _pairs(keys, superpixels), strength
+    lengths = _lengths(keys, count)
+    pairs = np.flatnonzero(lengths)
+    sums = np.bincount(keys, weights=crossing, minlength=count * count)
+    return _pairs(pairs, count), sums[pairs] / lengths[pairs]
 
 
 def border_lengths(superpixels: LabelMap) -> AnyArray:

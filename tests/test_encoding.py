@@ -10,8 +10,10 @@ from oracles import (
     semantic_similarity_encoding_oracle,
 )
 from saff.encoding import (
+    NEGLIGIBLE,
     apparent_similarity,
     border_contrast,
+    cheap_paths,
     cheapest_paths,
     class_vectors,
     context,
@@ -177,6 +179,29 @@ def test_paths_match_floyd_and_warshall(seed, count):
     expected = cheapest_paths_encoding_oracle(adjacency, strength, count)
     np.testing.assert_allclose(paths, expected, rtol=8 * EPSILON)  # at most eight additions
     np.testing.assert_array_equal(paths == 0, expected == 0)
+
+
+@FEW
+@given(SEEDS, st.integers(1, 40), st.floats(0, 20))
+def test_paths_that_are_left_out_add_nothing_to_the_context(seed, count, scale):
+    adjacency, strength = graph_of(seed, count)
+    whole = cheapest_paths(adjacency, strength, count)
+    cheap = cheap_paths(adjacency, strength, count, scale)
+    kept = np.isfinite(cheap)
+    np.testing.assert_array_equal(cheap[kept], whole[kept])
+    left_out = np.where(kept, 0.0, np.exp(-scale * whole) if scale else 1.0)
+    similarity = apparent_similarity(whole, scale)
+    np.fill_diagonal(similarity, 0.0)
+    most = 1.001 * NEGLIGIBLE * similarity.max(axis=1, keepdims=True)  # rounded exponents
+    assert (left_out <= most).all()
+
+
+def test_paths_far_from_every_region_are_left_out():
+    ladder = np.array([[0, 1], [1, 2], [2, 3]], np.int32)
+    paths = cheap_paths(ladder, np.array([1.0, 2.0, 9.0]), 4, 2.0)
+    assert np.isinf(paths[0, 3])  # exp(-24), beside exp(-2) of region 1
+    assert paths[3, 2] == 9.0  # the nearest that region 3 has
+    assert np.isfinite(cheap_paths(ladder, np.array([1.0, 2.0, 9.0]), 4, 0.0)).all()
 
 
 def test_a_border_without_strength_is_still_a_border():

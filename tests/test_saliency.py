@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
 from skimage import data
 from skimage.color import rgb2lab
 
@@ -10,10 +12,13 @@ from saff.errors import SettingsError
 from saff.saliency.rbd import (
     BORDER_SIGMA,
     COLOUR_SIGMA,
+    FARTHEST,
     REGIONS,
     SMOOTHNESS,
     SPACE_SIGMA,
+    STEPS,
     robust_background,
+    shortest_paths,
 )
 from saff.superpixels import border_lengths, neighbours, region_means, slic
 
@@ -72,7 +77,29 @@ def test_saliency_is_that_of_the_papers_equations(seed, height, width):
         SMOOTHNESS,
     )
     found = robust_background(colour, position, adjacency, on_border)
-    np.testing.assert_allclose(found, expected, 0, 1e-9)  # a solved system of 36 in float64
+    # Paths of some edges, each rounded by half of 80 / 32767 Lab units, against a sigma of 10.
+    np.testing.assert_allclose(found, expected, 0, 1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0.01, 0.5))
+def test_shortest_paths_are_those_of_dijkstra(seed, count, density):
+    rng = np.random.default_rng(seed)
+    cost = np.where(rng.random((count, count)) < density, rng.uniform(0, 30, (count, count)), 0)
+    cost = np.maximum(cost, cost.T)
+    np.fill_diagonal(cost, 0.0)
+    expected = np.minimum(dijkstra(csr_array(cost)), FARTHEST)
+    found = shortest_paths(np.where(cost > 0, cost, np.inf))
+    np.testing.assert_array_equal(found, found.T)
+    half_a_step = FARTHEST / STEPS / 2
+    np.testing.assert_allclose(found, expected, 0, half_a_step * count)  # of a path's edges
+
+
+def test_what_is_far_away_or_not_joined_is_as_far_as_the_farthest():
+    cost = np.full((3, 3), np.inf)
+    cost[0, 1] = cost[1, 0] = 2 * FARTHEST
+    expected = np.where(np.eye(3), 0.0, FARTHEST)
+    np.testing.assert_allclose(shortest_paths(cost), expected, 1e-12)
 
 
 def test_regions_are_described_by_lab_colour_and_relative_position():

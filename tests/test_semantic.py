@@ -104,6 +104,17 @@ def test_folding_the_normalisations_changes_nothing(name):
         assert_close(fused.numpy(), level.numpy())
 
 
+def test_features_are_the_same_without_class_scores():
+    image = photo(96, 64)
+    features, both = (
+        semantic.load("efficientnet_lite0", side=128, class_scores=wanted)(image)
+        for wanted in (False, True)
+    )
+    assert features.scores.shape == (0, *both.scores.shape[1:])
+    for one, other in zip(features.levels, both.levels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_digest_is_the_weights_own():
     encoder = semantic.load("efficientnet_lite0")
     assert encoder.digest == efficientnet_lite.FAMILY["efficientnet_lite0"].sha256

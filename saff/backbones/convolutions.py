@@ -19,7 +19,7 @@ CALLS: dict[str, tuple[str, list[float]]] = {  # what oneDNN calls them, with th
     "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
     torch.ops.mkldnn, "_convolution_pointwise"
 )
 
@@ -52,23 +52,20 @@ class FusedConv2d(nn.Module):
         if HAS_ONEDNN and x.device.type == "cpu" and not torch.compiler.is_exporting():
             return self._in_one_pass(x, plus)
         y = self.convolution(x)
-        if plus is not None:
-            y = y + plus
-        if self.activation == "none":
-            return cast(Tensor, y)
-        return functional.relu6(y) if self.activation == "relu6" else functional.relu(y)
+        return self._activate(y if plus is None else y + plus)
+
+    def _activate(self, y: Tensor) -> Tensor:
+        if self.activation == "relu6":
+            return functional.relu6(y)
+        return functional.relu(y) if self.activation == "relu" else y
 
     def _in_one_pass(self, x: Tensor, plus: Tensor | None) -> Tensor:
-        """The same by oneDNN, whose operators torch's compiler uses."""
-        layer, (name, bounds) = self.convolution, CALLS[self.activation]
+        """The same by oneDNN, through the operators that torch's compiler uses."""
+        layer, name = self.convolution, self.activation
+        operands = x, layer.weight, layer.bias
         shape = layer.padding, layer.stride, layer.dilation, layer.groups
+        convolve = torch.ops.mkldnn._convolution_pointwise
         if plus is None:
-            y = torch.ops.mkldnn._convolution_pointwise(
-                x, layer.weight, layer.bias, *shape, name, bounds, ""
-            )
-        else:
-            after = None if name == "none" else name
-            y = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, plus, layer.weight, layer.bias, *shape, "add", None, after, bounds, None
-            )
-        return cast(Tensor, y)
+            return cast(Tensor, convolve(*operands, *shape, *CALLS[name], ""))
+        y = convolve.binary(x, plus, *operands[1:], *shape, "add", None, None, [], None)
+        return self._activate(y)

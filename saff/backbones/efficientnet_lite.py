@@ -126,7 +126,8 @@ class _Block(nn.Module):
         if isinstance(self._project_conv, FusedConv2d):
             return cast(Tensor, self._project_conv(y, x if self.skips else None))
         y = self._bn2(self._project_conv(y))
-        return x + y if self.skips else y
+        out: Tensor = x + y if self.skips else y
+        return out
 
 
 def _activated(convolution: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

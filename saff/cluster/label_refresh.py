@@ -15,11 +15,12 @@ from saff.cluster.parts import PartWriter
 from saff.cluster.predictions import encode_prediction
 from saff.cluster.stage_job import StageJob
 from saff.config import Config
+from saff.inference import to_working_size
 from saff.layout import Stage
 from saff.outlines import cut_outline
 from saff.plan import Plan
 from saff.progress import PATIENCE
-from saff.resize import resize, shrink
+from saff.resize import resize
 from saff.rows import decode_map
 from saff.runs import RESTART, read_run, stage_digest, with_digest
 from saff.shards import PREDICTIONS, Row, read_all_rows
@@ -40,7 +41,7 @@ class RefreshPart:
     predictions, labels : str
         Folders of the parts to read and to write.
     config : Config
-        ``training.pseudo_label_share`` and ``working_side``.
+        ``training.pseudo_label_share`` is the label's weight.
     access : Access
         What the addresses of the images may name.
     """
@@ -97,7 +98,7 @@ def refresh(image: Image, label: PixelMap, prediction: PixelMap, config: Config)
     share = np.float32(config.training.pseudo_label_share)
     mixed = share * label + (1 - share) * prediction
     with single_thread():
-        small = shrink(image, config.working_side)
+        small = to_working_size(image)
         refined = cut_outline(resize(mixed, (small.shape[0], small.shape[1])), small)
         return np.clip(resize(refined, (image.shape[0], image.shape[1])), 0.0, 1.0)
 
@@ -142,7 +143,6 @@ def refresh_corpus(
         "predictions": read_run(output / predictions)["digest"],
         "pseudo_labels": stage_digest(output, Stage.PSEUDO_LABELS),
         "pseudo_label_share": config.training.pseudo_label_share,
-        "working_side": config.working_side,
     }
     task = RefreshPart(output, predictions, labels, config, access)
     job = StageJob(

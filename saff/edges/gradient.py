@@ -22,6 +22,6 @@ class Gradient:
         smooth = cv2.GaussianBlur(lab, (0, 0), BLUR_SIGMA)
         across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=1 / 8)
         down = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=1 / 8)
-        strength = np.sqrt((across * across + down * down).sum(axis=2)) / FULL_STRENGTH
-        clipped: PixelMap = np.minimum(strength, 1.0)
+        light, a, b = cv2.split(across * across + down * down)
+        clipped: PixelMap = np.minimum(np.sqrt(light + a + b) / FULL_STRENGTH, 1.0)
         return clipped

@@ -80,7 +80,8 @@ def fuse_network(network: LiteUNet) -> None:
         )
         for separable in (head.branches, head.up)
     )
-    head.whole, head.score = FusedConv2d(head.whole), FusedConv2d(head.score)
+    for name in ("whole", "score"):
+        setattr(head, name, FusedConv2d(getattr(head, name)))
     channels_last(network)
 
 

@@ -7,11 +7,9 @@ Zhu, Liang, Wei and Sun, Saliency optimization from robust background detection,
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import dijkstra
 from scipy.spatial.distance import pdist, squareform
 
-from saff.arrays import Adjacency, AnyArray, Features, Image, LabelMap, PixelMap
+from saff.arrays import Adjacency, AnyArray, Features, Image, LabelMap, Matrix, PixelMap
 from saff.superpixels import border_lengths, neighbours, region_means, slic
 
 COLOUR_SIGMA = 10.0  # Lab units; the paper's sigma_clr
@@ -19,6 +17,8 @@ SPACE_SIGMA = 0.25  # of the longer image side; the paper's sigma_spa
 BORDER_SIGMA = 1.0  # of the boundary connectivity; the paper's sigma_bndCon
 SMOOTHNESS = 0.1  # the paper's mu: joins neighbours of any colour
 REGIONS = 300  # when called on an image alone
+FARTHEST = 8 * COLOUR_SIGMA  # geodesic distance from which the closeness, 1e-14, counts as none
+STEPS = 2**15 - 1  # of equal length, to the farthest; two of it still fit in 16 bits
 
 
 class RobustBackground:
@@ -32,8 +32,8 @@ class RobustBackground:
         """Saliency, constant on each region: uint8 (H, W, 3), int32 (H, W) to float32 (H, W)."""
         height, width = superpixels.shape
         lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        rows, columns = np.mgrid[:height, :width] / max(height, width)
-        means = region_means(np.stack([*np.moveaxis(lab, 2, 0), rows, columns]), superpixels)
+        place = np.indices((height, width), np.float32) / np.float32(max(height, width))
+        means = region_means(np.stack([*cv2.split(lab), *place]), superpixels)
         adjacency = neighbours(superpixels)
         on_border = np.flatnonzero(border_lengths(superpixels))
         saliency = robust_background(means[:, :3], means[:, 3:], adjacency, on_border)
@@ -67,10 +67,10 @@ def robust_background(
     # Geodesic distance over touching regions; all border regions touch each other (section 3.2).
     i, j = adjacency.T
     first, second = on_border[np.stack(np.triu_indices(len(on_border), 1))]
-    cost = np.zeros((count, count))
-    cost[i, j] = np.maximum(distance[i, j], 1e-9)  # 0 would mean "do not touch"
-    cost[first, second] = np.maximum(distance[first, second], 1e-9)
-    geodesic = dijkstra(csr_array(cost), directed=False)
+    cost = np.full((count, count), np.inf)
+    cost[i, j] = cost[j, i] = distance[i, j]
+    cost[first, second] = cost[second, first] = distance[first, second]
+    geodesic = shortest_paths(cost)
     closeness = np.exp(-(geodesic**2) / (2 * COLOUR_SIGMA**2))  # Eq. 4 there
     connectivity = closeness[:, on_border].sum(axis=1) / np.sqrt(closeness.sum(axis=1))
     background = 1.0 - np.exp(-(connectivity**2) / (2 * BORDER_SIGMA**2))  # Eq. 7 there
@@ -87,3 +87,31 @@ def robust_background(
     saliency: Features = np.linalg.solve(system, contrast)
     low, high = saliency.min(), saliency.max()
     return (saliency - low) / (high - low) if high - low > 1e-12 else np.zeros(count)
+
+
+def shortest_paths(cost: Matrix) -> Matrix:
+    """Length of the shortest path between any two regions, up to ``FARTHEST``.
+
+    Floyd and Warshall's algorithm in 16-bit whole numbers, which a CPU adds and compares 32 at a
+    time: three times as fast as Dijkstra's for some hundred regions.  An edge is rounded by half a
+    step, 0.001 Lab units, at most.
+
+    Parameters
+    ----------
+    cost : float64 array of shape (R, R)
+        Symmetric; infinite where two regions do not touch.
+
+    Returns
+    -------
+    lengths : float64 array of shape (R, R)
+        Zero diagonal; ``FARTHEST`` where a path is longer, or where there is none.
+    """
+    unit = FARTHEST / STEPS
+    lengths = np.rint(np.minimum(cost / unit, STEPS)).astype(np.uint16)
+    np.fill_diagonal(lengths, 0)
+    through = np.empty_like(lengths)
+    for middle in range(len(lengths)):
+        np.add(lengths[:, middle, None], lengths[middle], out=through)
+        np.minimum(lengths, through, out=lengths)
+    found: Matrix = lengths.astype(np.float64) * unit
+    return found
