@@ -45,7 +45,7 @@ class Coco:
             sink.count(result)
         content = HEAD | {"images": images, "annotations": annotations}
         with sink.whole(_name(part)) as path, open(path, "w") as file:
-            json.dump(content, file, separators=(",", ":"))
+            file.write(json.dumps(content, separators=(",", ":")))  # faster than json.dump
 
     def targets(self, part: str, stems: Iterable[str]) -> Iterator[str]:
         """Names of the files that a part may become."""

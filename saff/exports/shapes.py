@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from saff.arrays import AnyArray
 
@@ -58,18 +59,14 @@ def connected_components(mask: AnyArray, smallest: int = 1) -> list[Component]:
     >>> [(one.box, one.area) for one in connected_components(mask)]
     [((0, 0, 2, 2), 2), ((3, 1, 1, 1), 1)]
     """
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=8
-    )
-    order = sorted(range(1, count), key=lambda n: (-boxes[n, cv2.CC_STAT_AREA], n))
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     components = []
-    for number in order:
-        left, top, width, height, area = map(int, boxes[number])
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        pixels = (labels[box] == number).astype(np.uint8)
+        area = int(np.count_nonzero(pixels))
         if area >= smallest:
-            window = labels[top : top + height, left : left + width]
-            pixels = (window == number).astype(np.uint8)
-            components.append(Component(pixels, top, left, area))
-    return components
+            components.append(Component(pixels, box[0].start, box[1].start, area))
+    return sorted(components, key=lambda component: -component.area)
 
 
 def run_lengths(values: AnyArray) -> NDArray[np.int64]:
