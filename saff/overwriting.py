@@ -9,6 +9,7 @@ from functools import partial
 from saff import layout
 from saff.access import OF_MANIFEST
 from saff.addresses import is_local, locate
+from saff.containers import split_member
 from saff.errors import SettingsError
 from saff.layout import OWN_NAMES, PART_SUFFIX
 from saff.rows import parts_of
@@ -106,7 +107,11 @@ def is_same_file(one: str, other: str) -> bool:
 
 
 def located(uri: str) -> str:
-    """Absolute path of a file of this machine; any other address stays as it is."""
+    """Absolute path of a file of this machine; any other address stays as it is.
+
+    The address of an image inside a file is that of the file.
+    """
+    uri, _ = split_member(uri)
     try:
         fs, path = locate(uri, signed=True)
     except SettingsError:

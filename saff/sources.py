@@ -11,7 +11,9 @@ from typing import Any
 
 from saff.access import ANYTHING, OF_MANIFEST, Access
 from saff.addresses import is_local, locate, uri_of
+from saff.containers import PACKED_TARS, TABLE, TAR, InTable, InTar, list_table, list_tar
 from saff.errors import SettingsError
+from saff.ids import is_safe_id
 from saff.shards import Row
 from saff.storage import (
     Folder,
@@ -54,19 +56,20 @@ def list_images(source: str, output: Folder | None = None) -> Iterator[Row]:
 
     Every file is listed whose name is not hidden and is not that of a file beside images (labels,
     notes, tables): what is an image is decided by its content.  Links to folders are followed, so
-    that a photograph which is reached by two paths is two images.
+    that a photograph which is reached by two paths is two images.  Of a tar file its images are
+    listed, and of a Parquet file that is named itself or by a glob; see :mod:`saff.containers`.
 
     Parameters
     ----------
     source : str
-        ``photos/``, ``photos/**/*.jpg``, ``s3://bucket/prefix`` or one file.
+        ``photos/``, ``photos/**/*.jpg``, ``s3://bucket/prefix/*.tar`` or one file.
     output : Folder, optional
         Of the run; what lies in it is left out, however it is reached.
 
     Returns
     -------
     rows : iterator of dict
-        ``image_id`` (path below the folder, ``/`` separated) and ``uri``, sorted by id.
+        ``image_id`` (path below the folder, ``/`` separated) and ``uri``, sorted by the file.
 
     Raises
     ------
@@ -77,13 +80,14 @@ def list_images(source: str, output: Folder | None = None) -> Iterator[Row]:
     path = path.rstrip("/") or "/"
     without = _left_out(fs, path, output)
     fs.invalidate_cache()
-    named = False
+    named = paths_are_one = False
     with with_brief_retries(source):
         paths: Iterable[str]
         if is_folder(fs, path):
             root, paths = path, files_below(fs, path, without)
         elif with_retries(fs, fs.isfile, path):
-            root, paths, named = path.rpartition("/")[0], [path], True
+            root, paths = path.rpartition("/")[0], [path]
+            named = paths_are_one = True
         elif any(c in path for c in "*?["):
             first = min(path.index(c) for c in "*?[" if c in path)
             root, paths = path[:first].rpartition("/")[0], sorted(_matches(fs, path, without))
@@ -96,6 +100,7 @@ def list_images(source: str, output: Folder | None = None) -> Iterator[Row]:
     visible = ((_text(i), _text(uri_of(fs, p))) for i, p in ids if p == path or not _is_hidden(i))
     rows = ({"image_id": i, "uri": u} for i, u in visible)
     images = rows if named else _without_others(rows, source)
+    images = _unpacked(images, is_one=paths_are_one, source=source)
     return not_empty(images, f"no images in {source}: it holds no files")
 
 
@@ -142,6 +147,49 @@ def _without_others(rows: Iterable[Row], source: str) -> Iterator[Row]:
             f"{others.total():,}",
             counted,
         )
+
+
+def _unpacked(rows: Iterable[Row], *, is_one: bool, source: str) -> Iterator[Row]:
+    """Rows as they are, but for tar files and tables, in whose place come the images in them.
+
+    An image's id is the file's, without its extension, and the name in it.  Of one file that was
+    named, and of a table that gives ids of its own, it is the name alone.
+    """
+    for row in rows:
+        uri, name = row["uri"], row["image_id"]
+        stem, extension = os.path.splitext(name)
+        if name.lower().endswith(PACKED_TARS):
+            raise SettingsError(
+                f"{uri} is a compressed tar file, of which no single image can be read; name tar "
+                "files that are not compressed"
+            )
+        if extension.lower() not in (TAR, TABLE):
+            yield row
+            continue
+        within = "" if is_one else f"{stem}/"
+        count = 0
+        for image_id, place in _images_of(uri, within, is_tar=extension.lower() == TAR):
+            if not is_safe_id(image_id):
+                raise SettingsError(
+                    f"{uri} holds an image named {image_id!r}; expected a relative path "
+                    "without '..'"
+                )
+            count += 1
+            yield {"image_id": image_id, "uri": f"{uri}{place}"}
+        if not count:
+            LOG.warning("%s: no images in %s", source, uri)
+
+
+def _images_of(uri: str, within: str, *, is_tar: bool) -> Iterator[tuple[str, InTar | InTable]]:
+    """Images of a tar file or a table, each with its id."""
+    fs, path = locate(uri)
+    with as_storage_error(uri):
+        if is_tar:
+            found: list[tuple[str, InTar]] = with_retries(fs, lambda: list(list_tar(fs, path)))
+            yield from ((_text(f"{within}{name}"), place) for name, place in found)
+        else:
+            for number, (own, place) in enumerate(list_table(fs, path)):
+                yield (f"{within}{number:08}" if own is None else own), place
 
 
 def _as_storage_errors(source: str, paths: Iterable[str]) -> Iterator[str]:

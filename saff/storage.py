@@ -25,6 +25,7 @@ from fsspec.asyn import sync as fs_sync
 
 from saff.access import ANYTHING, Access, too_large
 from saff.addresses import S3, WEB, is_local, locate, redact, split_uri, uri_of
+from saff.containers import split_member
 from saff.errors import AddressError, SaffError, StorageError
 from saff.retries import BRIEF, call_with_retries, error_code, retry_limit
 from saff.web import download
@@ -42,7 +43,8 @@ def read_bytes(uri: str, access: Access = ANYTHING) -> bytes:
     Parameters
     ----------
     uri : str
-        Path or URI; of S3, ``?versionId=`` at its end names a version of an object.
+        Path or URI; of S3, ``?versionId=`` at its end names a version of an object.  It may name a
+        place inside a file, see :mod:`saff.containers`.
     access : Access
         Which addresses may be read, and how much.
 
@@ -56,8 +58,13 @@ def read_bytes(uri: str, access: Access = ANYTHING) -> bytes:
     OSError
         If it cannot be read now.
     """
-    protocol, _ = split_uri(uri, signed=True)
-    access.refuse_scheme(uri)
+    whole, member = split_member(uri)
+    protocol, _ = split_uri(whole, signed=True)
+    access.refuse_scheme(whole)
+    if member is not None and protocol not in WEB:
+        fs, path = locate(whole, signed=True)
+        found: bytes = with_retries(fs, member.read, fs, path, access)
+        return found
     if protocol in WEB:
         try:
             return call_with_retries(download, uri, access)

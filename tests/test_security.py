@@ -99,6 +99,7 @@ SAFE_WITH = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
 # safe_load, of the cluster's own settings
 TRUSTED = {"saff/cluster/ray_internals.py": ["imports yaml"]}
 PARQUET_READERS = {
+    "saff/containers.py": 2,
     "saff/lists.py": 1,
     "saff/shards.py": 1,
     "saff/verification/files.py": 1,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saff.config import Config
 
 MINUTES = PATIENCE / 60
-LISTS = (".csv", ".tsv", ".parquet")
+LISTS = (".csv", ".tsv")
 """Ends of names that are lists of images, not images."""
 
 
@@ -76,7 +76,11 @@ SourceArgument = Annotated[
 ]
 
 ImagesOption = Annotated[
-    str | None, typer.Option(help="Images: a folder, a glob, an s3:// prefix or one file.")
+    str | None,
+    typer.Option(
+        help="Images: a folder, a glob, an s3:// prefix, or one file; tar files and Parquet files "
+        "that hold images are read, too."
+    ),
 ]
 
 ManifestOption = Annotated[

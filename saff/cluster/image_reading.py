@@ -17,6 +17,7 @@ from functools import lru_cache
 from saff import layout
 from saff.access import ANYTHING, TOO_LARGE, Access
 from saff.addresses import S3, WEB, is_local, locate, redact, split_uri
+from saff.containers import split_member
 from saff.errors import AddressError, ImageError, RefusedAddressError, StorageError, UnreadableError
 from saff.layout import PART_SUFFIX
 from saff.manifests import read_part
@@ -270,7 +271,7 @@ class ImageReader:
         try:
             with retry_limit(0):
                 if split_uri(uri, signed=True)[0] in S3:
-                    fs, path = locate(uri, signed=True)
+                    fs, path = locate(split_member(uri)[0], signed=True)
                     bucket, key, _ = fs.split_path(path)
                     with_retries(fs, fs.call_s3, "head_object", Bucket=bucket, Key=key)
                 else:
