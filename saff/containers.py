@@ -219,7 +219,7 @@ def list_tar(fs: Any, path: str) -> Iterator[tuple[str, InTar]]:
 
 def _images_in(tar: tarfile.TarFile) -> Iterator[tuple[str, InTar]]:
     for member in tar:
-        tar.members = []  # it would remember all
+        tar.members = []  # type: ignore[attr-defined]  # it would remember all
         name = member.name.removeprefix("./")
         if member.isreg() and name.rpartition(".")[2].lower() in EXTENSIONS:
             yield name, InTar(member.offset_data, member.size)
@@ -291,7 +291,7 @@ def _hugging_face_images(schema: pa.Schema) -> list[str]:
 
 
 def _has_bytes(kind: pa.StructType) -> bool:
-    return kind.get_field_index("bytes") >= 0 and pa.types.is_binary(kind.field("bytes").type)
+    return bool("bytes" in kind.names and pa.types.is_binary(kind.field("bytes").type))
 
 
 def _is_binary(schema: pa.Schema, name: str) -> bool:
