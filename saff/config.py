@@ -203,10 +203,10 @@ class Inference:
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
     or the best cut of its colours near the outline (``saff.outlines``)."""
-    foreground_found_above: Share = 0.96
-    """Mean confidence of the thousandth of all pixels that has most of it, below which an image
-    counts as one without any foreground and its mask is empty; in [0, 1], 0 leaves every mask as it
-    is.  Chosen for the network that comes with saff and this ``refinement``."""
+    foreground_found_above: Share = 0.92
+    """Mean confidence of the thousandth of all pixels that has most of it, in the network's own map
+    before any refinement, below which an image counts as one without any foreground and its mask is
+    empty; in [0, 1], 0 leaves every mask as it is.  Chosen for the network that comes with saff."""
     pseudo_label_share: Share = 0.35
     """Weight of the image's own pseudo label in the prediction, a mean; 0: the network alone
     (published), in about half the time."""

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from saff.arrays import Image, PixelMap
+from saff.averaging import weighted_mean
 from saff.config import Config
-from saff.inference import predict_many
+from saff.inference import predict_many, refine, to_working_size
 from saff.labeling import Models, label_image, load_models
 from saff.network import Network
-from saff.quality import foreground_found, sharpen, to_levels
+from saff.quality import foreground_found, to_levels
 from saff.resize import Size, resize
+from saff.threads import single_thread
 
 
 class FusedPrediction(NamedTuple):
@@ -30,8 +32,8 @@ class FusedPrediction(NamedTuple):
 
 
 def labelling_beside(config: Config) -> Config:
-    """Settings of the pseudo labels beside a network: without another network in them."""
-    return dataclasses.replace(config, network_share=0.0)
+    """Settings of the pseudo labels beside a network: without another network or outlines."""
+    return dataclasses.replace(config, network_share=0.0, outline="none")
 
 
 def models_beside(config: Config) -> Models | None:
@@ -49,13 +51,15 @@ def predict_fused(
 ) -> list[FusedPrediction]:
     """Foreground confidence of several images: a network's, averaged with that of pseudo labels.
 
+    The outline is refined last, as ``config.inference.refinement`` says.
+
     Parameters
     ----------
     network, images, device, sizes
         As for :func:`saff.inference.predict_many`.
     config : Config
         ``inference`` is how the network predicts, its ``pseudo_label_share`` the weight of the
-        pseudo label; the others are the settings of the pseudo label.
+        pseudo label; the others are the settings of the pseudo label, but for its outline.
     models : Models or None
         As :func:`models_beside` gives them; None: the network alone.
 
@@ -64,21 +68,18 @@ def predict_fused(
     predictions : list of FusedPrediction
         One per image.
     """
-    peak_above = config.inference.foreground_found_above
-
-    def found(alone: PixelMap) -> bool:
-        return foreground_found(to_levels(alone), peak_above)
-
-    if models is None:
-        maps = predict_many(network, images, config.inference, device, sizes)
-        return [FusedPrediction(alone, found(alone)) for alone in maps]
-    share = np.float32(config.inference.pseudo_label_share)
-    beside = labelling_beside(config)
-    maps = predict_many(network, images, config.inference, device)
+    how, beside = config.inference, labelling_beside(config)
     sizes = sizes or [(image.shape[0], image.shape[1]) for image in images]
+    small = [to_working_size(image) for image in images]
+    maps = predict_many(network, small, dataclasses.replace(how, refinement="none"), device)
     fused = []
-    for image, alone, size in zip(images, maps, sizes, strict=True):
-        label = label_image(image, beside, models).confidence
-        mean = np.clip(resize((1 - share) * alone + share * label, size), 0.0, 1.0)
-        fused.append(FusedPrediction(sharpen(mean), found(alone)))
+    for image, alone, size in zip(small, maps, sizes, strict=True):
+        found = foreground_found(to_levels(alone), how.foreground_found_above)
+        confidence = alone
+        if models is not None:
+            label = label_image(image, beside, models).confidence
+            confidence = weighted_mean(label, alone, 1 - how.pseudo_label_share)
+        with single_thread():
+            refined = resize(refine(how.refinement, confidence, image), size)
+        fused.append(FusedPrediction(np.clip(refined, 0.0, 1.0), found))
     return fused

@@ -8,6 +8,7 @@ import numpy as np
 
 from saff import config as settings, edges, saliency, semantic
 from saff.arrays import AnyArray, Features, Image, LabelMap, Mask, Matrix, PixelMap
+from saff.averaging import weighted_mean
 from saff.config import Config, Inference
 from saff.encoding import (
     apparent_similarity,
@@ -22,8 +23,8 @@ from saff.encoding import (
 from saff.errors import SettingsError
 from saff.inference import predict
 from saff.network.shipped import ShippedNetwork, load_shipped
-from saff.outlines import LABEL_WEIGHT, cut_outline
-from saff.quality import mask_dice, mask_quality, sharpen
+from saff.outlines import LABEL_WEIGHT, WEIGHT, cut_outline
+from saff.quality import mask_dice, mask_quality
 from saff.resize import repeat, resize, shrink
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
 from saff.threads import single_thread
@@ -50,8 +51,8 @@ class LabeledImage:
     Attributes
     ----------
     confidence : float32 array of shape (H, W)
-        In [0, 1].  ``scores`` painted on the superpixels; then, where configured, with the outline
-        cut anew (``config.outline``) and averaged with a network's (``config.network_share``).
+        In [0, 1].  ``scores`` painted on the superpixels; then, where configured, averaged with a
+        network's (``config.network_share``) and with the outline cut anew (``config.outline``).
     pseudo_label : uint8 array of shape (H, W)
         1 where the confidence is at least 0.5, else 0.
     superpixels : int32 array of shape (H, W)
@@ -182,7 +183,7 @@ def label_image(
 def finish(
     confidence: PixelMap, image: Image, models: Models, config: Config
 ) -> tuple[PixelMap, float]:
-    """Cut the outline of a map anew, and average it with the network's.
+    """Average a map with the network's, and cut its outline anew.
 
     Parameters
     ----------
@@ -196,22 +197,24 @@ def finish(
     Returns
     -------
     finished : float32 array of shape (H, W)
-        In [0, 1]: the weighted geometric mean, sharpened; ``confidence`` itself where nothing is to
-        be done.
+        In [0, 1]; ``confidence`` itself where nothing is to be done.
     agreement : float
-        Dice of both masks before they are averaged, in [0, 1]; 1 without a network.
+        How far both agree with the mask that comes of them: the product of two Dice coefficients,
+        in [0, 1]; 1 without a network.
     """
-    if config.outline == "graph_cut":
-        confidence = cut_outline(confidence, image, LABEL_WEIGHT)
     if not config.network_share:
+        if config.outline == "graph_cut":
+            return cut_outline(confidence, image, LABEL_WEIGHT), 1.0
         return confidence, 1.0
     if models.network is None:
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
     predicted = predict(models.network.network, image, ONE_PASS)
-    share = config.network_share
-    agreement = mask_dice(confidence >= 0.5, predicted >= 0.5)
-    mean = confidence.astype(np.float64) ** (1 - share) * predicted.astype(np.float64) ** share
-    return sharpen(mean.astype(np.float32)), agreement
+    finished = weighted_mean(confidence, predicted, config.network_share)
+    if config.outline == "graph_cut":
+        finished = cut_outline(finished, image, WEIGHT)
+    mask = finished >= 0.5
+    agreement = mask_dice(confidence >= 0.5, mask) * mask_dice(predicted >= 0.5, mask)
+    return finished, agreement
 
 
 def _given(pixels: PixelMap, image: Image) -> PixelMap:

@@ -15,8 +15,8 @@ from saff.resize import resize, shrunk_size
 SIDE = 320  # longer side in pixels at which the cut is made
 BAND = 0.025  # of the longer side: how far from the outline the cut may lie where the map is sure
 SURE = 0.95  # confidence from which the inside of the band's inner edge is fixed
-WEIGHT = 0.5  # of the cut in the result of a network
-LABEL_WEIGHT = 0.35  # of the cut in a label, which keeps more of its order of pixels
+WEIGHT = 0.5  # of the cut in the result, where a network has a share of the map
+LABEL_WEIGHT = 0.35  # where it has none: the map keeps more of its order of pixels
 LEAST_IOU = 0.5  # of the masks before and after, below which the map stays as it was
 SEED = 0  # of the k-means that the mixtures start from
 

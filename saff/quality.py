@@ -56,32 +56,6 @@ def mask_quality(features: AnyArray, scores: AnyArray, area: AnyArray) -> float:
     return float(np.clip(contrast * np.maximum(agreement, 0.0).mean(), 0.0, 1.0))
 
 
-def sharpen(confidence: PixelMap) -> PixelMap:
-    """Move the levels of a map away from one half: its log-odds, three times.
-
-    The order of the pixels and the mask at one half stay as they are.  The mean of two maps is sure
-    only where both are; where one is, it is right more often than the mean says.
-
-    Parameters
-    ----------
-    confidence : float32 array of shape (H, W)
-        In [0, 1].
-
-    Returns
-    -------
-    sharpened : float32 array of shape (H, W)
-        In [0, 1]: ``p**3 / (p**3 + (1 - p)**3)``.
-
-    Examples
-    --------
-    >>> sharpen(np.array([0.0, 0.5, 0.75, 1.0], np.float32)).tolist()[:3:2]
-    [0.0, 0.9642857313156128]
-    """
-    outside = 1 - confidence
-    inside = confidence * confidence * confidence  # products are the same on every processor
-    return np.asarray(inside / (inside + outside * outside * outside), np.float32)
-
-
 def mask_iou(first: AnyArray, second: AnyArray) -> float:
     """Intersection over union of two masks; 1 if both are empty.
 

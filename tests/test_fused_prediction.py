@@ -12,6 +12,7 @@ from saff.images import decode
 from saff.inference import predict, predict_many
 from saff.labeling import label_image
 from saff.network.shipped import load_shipped
+from saff.outlines import cut_outline
 from saff.quality import foreground_found, to_levels
 from saff.shards import read_all_rows
 
@@ -30,12 +31,15 @@ def test_the_mean_of_the_network_and_of_the_label_without_any_network(photograph
     image, settings = photographs["chelsea"], with_share(small, 0.25)
     settings = dataclasses.replace(settings, network_share=0.5)
     ((fused, found),) = predict_fused(network, [image], settings, models_beside(settings))
-    label = label_image(image, dataclasses.replace(settings, network_share=0.0)).confidence
-    predicted = predict(network, image, settings.inference)
+    alone = dataclasses.replace(settings, network_share=0.0, outline="none")
+    label = label_image(image, alone).confidence
+    predicted = predict(network, image, dataclasses.replace(settings.inference, refinement="none"))
     assert fused.dtype == np.float32
-    mean = 0.25 * label + 0.75 * predicted
-    np.testing.assert_allclose(fused, mean**3 / (mean**3 + (1 - mean) ** 3), atol=1e-6)
+    mean = label**0.25 * predicted**0.75
+    sharp = mean**3 / (mean**3 + (1 - mean) ** 3)
+    np.testing.assert_allclose(fused, cut_outline(sharp, image), atol=1e-6)
     assert np.abs(label - predicted).max() > 0.1
+    assert np.abs(fused - sharp).max() > 0.1
     assert found == foreground_found(
         to_levels(predicted), settings.inference.foreground_found_above
     )

@@ -20,7 +20,7 @@ from saff.labeling import (
     load_models,
 )
 from saff.network.shipped import load_shipped
-from saff.outlines import LABEL_WEIGHT
+from saff.outlines import LABEL_WEIGHT, cut_outline
 from saff.quality import mask_dice
 from saff.semantic import SemanticMaps
 from saff.superpixels import region_means, slic
@@ -463,17 +463,21 @@ def test_an_outline_follows_the_colours_near_it_and_the_scores_stay(photographs,
 def test_the_network_has_its_share_of_the_confidence(photographs, small, share):
     """A weighted geometric mean with one pass of the network that comes with saff."""
     image = photographs["chelsea"]
-    plain = label_image(image, dataclasses.replace(small, network_share=0.0))
-    shared = label_image(image, dataclasses.replace(small, network_share=share))
+    uncut = dataclasses.replace(small, outline="none")
+    plain = label_image(image, dataclasses.replace(uncut, network_share=0.0))
+    shared = label_image(image, dataclasses.replace(uncut, network_share=share))
     once = Inference(input_sides=(320,), horizontal_flip=False, refinement="none")
     predicted = predict(load_shipped().network, image, once)
     mean = plain.confidence ** (1 - share) * predicted**share
     expected = mean**3 / (mean**3 + (1 - mean) ** 3)
     np.testing.assert_allclose(shared.confidence, expected, atol=1e-6)
     np.testing.assert_array_equal(shared.scores, plain.scores)
-    agreement = mask_dice(plain.pseudo_label == 1, predicted >= 0.5)
+    masks = plain.pseudo_label == 1, predicted >= 0.5
+    agreement = np.prod([mask_dice(mask, shared.pseudo_label == 1) for mask in masks])
     assert 0 < agreement < 1
     assert shared.quality == pytest.approx(plain.quality * agreement)
+    cut = label_image(image, dataclasses.replace(uncut, network_share=share, outline="graph_cut"))
+    np.testing.assert_array_equal(cut.confidence, cut_outline(shared.confidence, image))
 
 
 def test_models_without_the_network_that_the_settings_ask_for(photographs, small):

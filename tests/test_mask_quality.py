@@ -9,7 +9,6 @@ from saff.quality import (
     mask_quality,
     peak_confidence,
     prediction_quality,
-    sharpen,
     to_levels,
 )
 
@@ -118,17 +117,6 @@ def test_foreground_is_found_from_one_half_and_from_the_threshold_on(level, peak
 def test_levels_keep_the_mask_of_one_half():
     below = np.nextafter(np.float32(0.5), np.float32(0))
     assert to_levels(np.array([[below, 0.5]], np.float32)).tolist() == [[127, 128]]
-
-
-@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=30))
-def test_sharpening_keeps_the_order_and_the_mask(values):
-    confidence = np.sort(np.array(values, np.float32))
-    sharp = sharpen(confidence)
-    assert sharp.dtype == np.float32
-    assert (np.diff(sharp) >= 0).all()
-    np.testing.assert_array_equal(sharp >= 0.5, confidence >= 0.5)
-    assert (np.abs(sharp - 0.5) >= np.abs(confidence - 0.5) - 1e-6).all()
-    np.testing.assert_allclose(sharpen(1 - confidence), 1 - sharp, atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1))

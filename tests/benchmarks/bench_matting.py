@@ -12,13 +12,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from bench_label_image import machine
 
 from saff import config, images
-from saff.inference import predict
+from saff.inference import predict, refine
 from saff.matting import load_pymatting, matte
 from saff.measures import boundary_f
 from saff.network.shipped import load_shipped
@@ -47,8 +48,9 @@ def main():
     for path in sorted(args.images.iterdir())[:: args.every]:
         image = images.read(path)
         truth, valid = read_truth((args.truth / f"{path.stem}.png").read_bytes(), args.truth_format)
-        levels = to_levels(predict(network, image, settings))
-        if not foreground_found(levels, settings.foreground_found_above):
+        plain = predict(network, image, replace(settings, refinement="none"))
+        levels = to_levels(refine(settings.refinement, plain, image))
+        if not foreground_found(to_levels(plain), settings.foreground_found_above):
             nothing += 1
             continue
         start = time.process_time()

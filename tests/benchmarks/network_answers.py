@@ -10,13 +10,14 @@ images in which nothing is found.  --save writes the peaks of the images.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from saff import config, images
-from saff.inference import predict
+from saff.inference import predict, refine
 from saff.metrics import HALF
 from saff.network.shipped import load_shipped
 from saff.quality import foreground_found, peak_confidence, prediction_quality, to_levels
@@ -43,10 +44,14 @@ def main():
         network = load_shipped().network
     rows = []
     for path in sorted(args.images.iterdir())[:: args.every]:
-        levels = to_levels(predict(network, images.read(path), settings))
-        found = foreground_found(levels, settings.foreground_found_above)
+        image = images.read(path)
+        plain = predict(network, image, replace(settings, refinement="none"))
+        levels = to_levels(refine(settings.refinement, plain, image))
+        found = foreground_found(to_levels(plain), settings.foreground_found_above)
         iou = of_truth(levels, path, args) if args.truth else None
-        rows.append((path.name, peak_confidence(levels), found, prediction_quality(levels), iou))
+        rows.append(
+            (path.name, peak_confidence(to_levels(plain)), found, prediction_quality(levels), iou)
+        )
     names, peaks, found, quality, ious = zip(*rows, strict=True)
     if args.save:
         lines = (f"{name} {peak:.4f}\n" for name, peak in zip(names, peaks, strict=True))
