@@ -23,7 +23,7 @@ from saff.encoding import (
 from saff.errors import SettingsError
 from saff.inference import predict
 from saff.network.shipped import ShippedNetwork, load_shipped
-from saff.outlines import LABEL_WEIGHT, WEIGHT, cut_outline
+from saff.outlines import LABEL_BAND, LABEL_WEIGHT, cut_outline
 from saff.quality import mask_dice, mask_quality
 from saff.resize import repeat, resize, shrink
 from saff.superpixels import border_lengths, border_strength, pooling, region_means, slic
@@ -204,14 +204,14 @@ def finish(
     """
     if not config.network_share:
         if config.outline == "graph_cut":
-            return cut_outline(confidence, image, LABEL_WEIGHT), 1.0
+            return cut_outline(confidence, image, LABEL_WEIGHT, LABEL_BAND), 1.0
         return confidence, 1.0
     if models.network is None:
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
     predicted = predict(models.network.network, image, ONE_PASS)
     finished = weighted_mean(confidence, predicted, config.network_share)
     if config.outline == "graph_cut":
-        finished = cut_outline(finished, image, WEIGHT)
+        finished = cut_outline(finished, image)
     mask = finished >= 0.5
     agreement = mask_dice(confidence >= 0.5, mask) * mask_dice(predicted >= 0.5, mask)
     return finished, agreement

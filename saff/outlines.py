@@ -13,15 +13,16 @@ from saff.quality import mask_iou
 from saff.resize import resize, shrunk_size
 
 SIDE = 320  # longer side in pixels at which the cut is made
-BAND = 0.025  # of the longer side: how far from the outline the cut may lie where the map is sure
 SURE = 0.95  # confidence from which the inside of the band's inner edge is fixed
-WEIGHT = 0.5  # of the cut in the result, where a network has a share of the map
-LABEL_WEIGHT = 0.35  # where it has none: the map keeps more of its order of pixels
+WEIGHT, BAND = 0.5, 0.015  # where a network has a share of the map
+LABEL_WEIGHT, LABEL_BAND = 0.35, 0.025  # where it has none: superpixels miss by more
 LEAST_IOU = 0.5  # of the masks before and after, below which the map stays as it was
 SEED = 0  # of the k-means that the mixtures start from
 
 
-def cut_outline(confidence: PixelMap, image: Image, weight: float = WEIGHT) -> PixelMap:
+def cut_outline(
+    confidence: PixelMap, image: Image, weight: float = WEIGHT, band: float = BAND
+) -> PixelMap:
     """Bring the outline of a confidence map to the best cut of its image's colours.
 
     Parameters
@@ -32,6 +33,8 @@ def cut_outline(confidence: PixelMap, image: Image, weight: float = WEIGHT) -> P
         RGB.
     weight : float
         Weight in [0, 1] of the cut in the result; the rest is the map as it was.
+    band : float
+        Share of the longer side: how far from the outline the cut may lie where the map is sure.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def cut_outline(confidence: PixelMap, image: Image, weight: float = WEIGHT) -> P
     inside = level >= 0.5
     if inside.all() or not inside.any():
         return confidence
-    found = _grab_cut(small, _states(level, inside))
+    found = _grab_cut(small, _states(level, inside, band))
     if found is None:
         return confidence
     if mask_iou(inside, found) < LEAST_IOU:
@@ -56,12 +59,12 @@ def cut_outline(confidence: PixelMap, image: Image, weight: float = WEIGHT) -> P
     return np.clip(refined, 0.0, 1.0).astype(np.float32)
 
 
-def _states(level: PixelMap, inside: np.ndarray) -> np.ndarray:
+def _states(level: PixelMap, inside: np.ndarray, band: float) -> np.ndarray:
     """What GrabCut may change: the pixels of the band, as probable foreground or background."""
     depth, distance = (
         cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (inside, ~inside)
     )
-    reach = BAND * max(level.shape)
+    reach = band * max(level.shape)
     states = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     states[(depth > reach) & (level > SURE)] = cv2.GC_FGD
     states[distance > reach] = cv2.GC_BGD

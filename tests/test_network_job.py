@@ -276,9 +276,10 @@ def test_predictions_are_those_of_the_network_alone(trained_once):
         for column in ("uri", "sha256", "height", "width", "error", "error_kind"):
             assert row[column] == labels[image_id][column], column
         if row["error_kind"] is None:
-            confidence = predict(network, images.read(row["uri"]), INFERENCE)
-            peak_above = INFERENCE.foreground_found_above
-            found = foreground_found(to_levels(confidence), peak_above)
+            image = images.read(row["uri"])
+            confidence = predict(network, image, INFERENCE)
+            plain = predict(network, image, dataclasses.replace(INFERENCE, refinement="none"))
+            found = foreground_found(to_levels(plain), INFERENCE.foreground_found_above)
             expected = encode_prediction(confidence, found)
             assert expected.items() <= row.items()
     with pytest.raises(SettingsError, match=r"horizontal_flip is True in that run and False"):
