@@ -10,6 +10,7 @@ from saff.cli import run_alone
 from saff.cli.exports import (
     FileFormat,
     FormatOption,
+    OnlyOption,
     OverwriteOption,
     SmallestOption,
     ToOption,
@@ -32,6 +33,7 @@ from saff.cli.options import (
 )
 from saff.cluster.export import ExportJob
 from saff.layout import Stage
+from saff.marks import Only
 from saff.plan import Share
 
 
@@ -45,6 +47,7 @@ def export(
     matting: MattingOption = False,
     smallest: SmallestOption = 1,
     url_prefix: UrlPrefixOption = "",
+    only: OnlyOption = Only.ALL,
     overwrite: OverwriteOption = False,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
@@ -64,6 +67,7 @@ def export(
         matting=matting,
         smallest=smallest,
         url_prefix=url_prefix,
+        only=only,
         overwrite=overwrite,
         private=private,
     )

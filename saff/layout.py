@@ -11,6 +11,7 @@
     OUTPUT/rounds/1/                       network, predictions and labels of an earlier round
     OUTPUT/evaluation/STAGE/               figures against true masks
     OUTPUT/report/index.html
+    OUTPUT/review/                         all images, the worst first; marks of a person
     OUTPUT/_leases/STAGE/                  which jobs are at work on a stage
 
 A folder of parts holds Parquet files only, but for names that begin with ``_`` or ``.``, which
@@ -55,6 +56,7 @@ OWN_NAMES = (
     "rounds/",
     "evaluation/",
     "report/",
+    "review/",
 )
 """What a run writes into its output; none of it is an image to label."""
 
@@ -82,6 +84,11 @@ def evaluation(output: Folder, stage: str) -> Folder:
 def report(output: Folder) -> Folder:
     """Folder of the report."""
     return output / "report"
+
+
+def review(output: Folder) -> Folder:
+    """Folder of the ranking of all images and of what a person said of them."""
+    return output / "review"
 
 
 def leases(output: Folder, stage: str) -> Folder:

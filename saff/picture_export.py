@@ -19,6 +19,7 @@ from saff.addresses import LOCAL
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
 from saff.ids import is_safe_id
+from saff.marks import Only, is_chosen, read_marks
 from saff.matting import load_pymatting, matte
 from saff.overwriting import is_same_file, refuse_inputs
 from saff.photographs import Photographs
@@ -29,7 +30,7 @@ from saff.shards import Row
 from saff.storage import Folder, read_bytes
 from saff.targets import TargetFolder
 
-COUNTED = ("written", "nothing_found", "not_matted", "failed", "not_written")
+COUNTED = ("written", "nothing_found", "not_matted", "failed", "not_chosen", "not_written")
 LOST = ("gone", "changed", "unreachable")  # photographs
 LISTED = 20  # images that are named where a file could not be written
 STANDARD = "-"  # standard input or output, as a file name
@@ -50,6 +51,8 @@ class ExportSummary:
     """Cut-outs among them whose edges were to be soft and are those of the confidence."""
     failed: int = 0
     """Images of the run that have no result."""
+    not_chosen: int = 0
+    """Images that the marks of a person leave out."""
     photographs: Photographs = field(default_factory=Photographs)
     """Counts the photographs that a picture needs and that are lost."""
     not_written: int = 0
@@ -60,7 +63,7 @@ class ExportSummary:
     @property
     def left_out(self) -> int:
         """Images without a file, whatever the reason."""
-        return self.failed + self.photographs.lost + self.not_written
+        return self.failed + self.not_chosen + self.photographs.lost + self.not_written
 
     @property
     def complete(self) -> bool:
@@ -96,6 +99,7 @@ class ExportSummary:
             yield f"not written: {self.not_written - len(self.reasons):,} more"
         counts = (
             f"{self.failed:,} failed in the run" if self.failed else "",
+            f"{self.not_chosen:,} not chosen by their marks" if self.not_chosen else "",
             self.photographs.describe(),
             f"{self.not_written:,} could not be written" if self.not_written else "",
         )
@@ -169,6 +173,7 @@ def export_pictures(
     overwrite: bool = False,
     threshold: float = 0.5,
     matting: bool = False,
+    only: Only = Only.ALL,
     access: Access = ANYTHING,
 ) -> ExportSummary:
     """Write one PNG file per image, named by its id, into a folder or prefix.
@@ -189,6 +194,8 @@ def export_pictures(
         Confidence in [0, 1] from which a pixel is foreground in a mask or an overlay.
     matting : bool
         Give cut-outs soft edges (:func:`saff.matting.matte`), where that does no harm.
+    only : Only
+        Images to write, by the marks of :mod:`saff.marks`.
     access : Access
         What the addresses of the images may name.
 
@@ -215,11 +222,14 @@ def export_pictures(
     refuse_inputs(output, stage, lambda: (f"{to.uri}/{names.name(i)}" for i in known))
     folder = TargetFolder(to, overwrite=overwrite)
     summary = ExportSummary(photographs=Photographs(access))
+    marks = read_marks(output)
     columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
     for row in rows_of(output, stage, with_answer(columns, stage)):
         image_id = row["image_id"]
         if row["confidence"] is None:
             summary.failed += 1
+        elif not is_chosen(image_id, marks, only):
+            summary.not_chosen += 1
         elif not is_safe_id(image_id):
             summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
         elif (data := _encoded(row, what, threshold, matting, summary)) is not None:

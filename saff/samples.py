@@ -76,11 +76,15 @@ class Corpus:
         Names of the shards.
     counts : tuple of int
         Usable rows of each.
+    kept : tuple
+        For a part of which a person has rejected images, the usable rows that are left, by number;
+        None for another.  Empty if nothing was rejected.
     """
 
     labels: Folder
     parts: tuple[str, ...]
     counts: tuple[int, ...]
+    kept: tuple[tuple[int, ...] | None, ...] = ()
 
     def __len__(self) -> int:
         """Images to learn from."""
@@ -106,8 +110,37 @@ class Corpus:
             place = bisect_right(ends, number, key=itemgetter(0)) - 1
             return place >= 0 and number <= ends[place][1]
 
-        kept = [pair for pair in zip(self.parts, self.counts, strict=True) if is_within(pair[0])]
-        return Corpus(self.labels, tuple(n for n, _ in kept), tuple(c for _, c in kept))
+        which = [number for number, name in enumerate(self.parts) if is_within(name)]
+        return Corpus(
+            self.labels,
+            tuple(self.parts[number] for number in which),
+            tuple(self.counts[number] for number in which),
+            tuple(self.kept[number] for number in which) if self.kept else (),
+        )
+
+    def without(self, rejected: frozenset[str]) -> "Corpus":
+        """Give the same but for some images, named by id.
+
+        Raises
+        ------
+        SettingsError
+            If nothing is left.
+        """
+        parts, counts, kept = [], [], []
+        for part, count in zip(self.parts, self.counts, strict=True):
+            rows = read_all_rows(self.labels, part, ("image_id", "error_kind"))
+            usable = [row["image_id"] for row in rows if row["error_kind"] is None]
+            left = tuple(n for n, image_id in enumerate(usable) if image_id not in rejected)
+            if left:
+                parts.append(part)
+                counts.append(len(left))
+                kept.append(left if len(left) < count else None)
+        if not parts:
+            raise SettingsError(
+                f"all images of {self.labels.uri} are rejected, so there is nothing to learn; "
+                "saff review takes marks away"
+            )
+        return Corpus(self.labels, tuple(parts), tuple(counts), tuple(kept))
 
 
 def open_corpus(labels: Folder) -> Corpus:
@@ -164,8 +197,9 @@ def draw(corpus: Corpus, seed: int, position: int) -> tuple[str, int]:
     for number, (parts, size) in enumerate(_windows(corpus, seed, epoch)):
         if rest < size:
             order = _window_order(corpus, seed, epoch, number, parts)
-            part, row = order[rest]
-            return corpus.parts[part], int(row)
+            part, row = order[rest].tolist()
+            kept = corpus.kept[part] if corpus.kept else None
+            return corpus.parts[part], row if kept is None else kept[row]
         rest -= size
     raise AssertionError("a position lies within its epoch")
 

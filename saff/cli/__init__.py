@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from saff import __version__
-from saff.cli import checks, exports, labels, network, pictures, pipeline
+from saff.cli import checks, exports, labels, network, pictures, pipeline, review
 from saff.errors import SaffError, printable
 from saff.retries import what_next
 
@@ -46,6 +46,7 @@ for command in (
     checks.evaluate,
     checks.verify,
     pictures.report,
+    review.review,
     checks.doctor,
     pipeline.demo,
 ):

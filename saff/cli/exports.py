@@ -20,6 +20,7 @@ from saff.exports import PICTURES
 from saff.exports.results import Settings
 from saff.exports.run import Export, export_here
 from saff.layout import Stage
+from saff.marks import Only
 from saff.picture_export import ExportSummary
 from saff.plan import plan_stage
 from saff.storage import Folder
@@ -66,6 +67,13 @@ UrlPrefixOption = Annotated[
         "the address that the run has read.",
     ),
 ]
+OnlyOption = Annotated[
+    Only,
+    typer.Option(
+        help="Images to export, by the marks that saff review has taken in: all, accepted, or "
+        "not-rejected."
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")
 ]
@@ -81,6 +89,7 @@ def export(
     matting: MattingOption = False,
     smallest: SmallestOption = 1,
     url_prefix: UrlPrefixOption = "",
+    only: OnlyOption = Only.ALL,
     overwrite: OverwriteOption = False,
     private: PrivateOption = False,
 ) -> None:
@@ -99,6 +108,7 @@ def export(
         matting=matting,
         smallest=smallest,
         url_prefix=url_prefix,
+        only=only,
         overwrite=overwrite,
         private=private,
     )
@@ -111,6 +121,7 @@ def export(
             overwrite=overwrite,
             threshold=threshold,
             matting=matting,
+            only=only,
             access=export.access,
         )
         report_export(export, summary)
@@ -130,6 +141,7 @@ def open_export(
     matting: bool,
     smallest: int,
     url_prefix: str,
+    only: Only,
     overwrite: bool,
     private: bool,
 ) -> Export:
@@ -158,6 +170,7 @@ def open_export(
         stage=stage.value,
         settings=Settings(threshold, smallest, url_prefix),
         matting=matting,
+        only=only,
         overwrite=overwrite,
         access=Access(private=private),
     )

@@ -40,6 +40,7 @@ from saff.config import Training
 from saff.errors import SaffError, StalledError, TrainingError
 from saff.layout import Stage
 from saff.lease import leased
+from saff.marks import digest, read_marks, rejected
 from saff.progress import PATIENCE, Progress
 from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, image_ids, open_corpus, scratch
@@ -159,6 +160,9 @@ def train_network(
     results = NetworkFolder(layout.network(home))
     corpus = whole = open_corpus(output / stage)
     labels = {"stage": stage, "digest": stage_digest(output, stage)}
+    if left_out := rejected(read_marks(output)):
+        corpus = whole = whole.without(left_out)
+        labels |= {"rejected": digest(left_out)}
     begun = {} if restart else results.learns_from()
     if begun:
         corpus = whole.within(begun["parts"])

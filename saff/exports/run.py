@@ -14,12 +14,13 @@ from typing import Any
 import saff
 from saff.access import ANYTHING, Access
 from saff.errors import SettingsError, StorageError
-from saff.exports import FORMATS, load_format
+from saff.exports import load_format
 from saff.exports.results import Result, Settings
 from saff.exports.sink import Sink
 from saff.ids import is_safe_id
-from saff.layout import PART_SUFFIX, Stage, run_file
+from saff.layout import PART_SUFFIX, Stage
 from saff.lease import leased
+from saff.marks import Mark, Only, digest, is_chosen, read_marks
 from saff.overwriting import refuse_inputs
 from saff.photographs import Photographs
 from saff.picture_export import ExportSummary, PictureNames, without_extension
@@ -32,6 +33,7 @@ from saff.sources import files_below
 from saff.storage import Folder, is_folder, read_each, with_brief_retries
 
 RECORDS = "_export"  # in the folder of an export: what is done
+FINISHED = "_finished.json"  # in it: files that the export has once
 LEASE = "export"  # name of the lease on such a folder
 COLUMNS = ["image_id", "uri", "sha256", "height", "width", "confidence", "quality"]
 OTHER_FOLDER = "name another folder, or replace that export with --overwrite"
@@ -56,6 +58,8 @@ class Export:
         Threshold and the like.
     matting : bool
         Give cut-outs soft edges.
+    only : Only
+        Images to export, by the marks of :mod:`saff.marks`.
     overwrite : bool
         Replace what another export has left in the folder.
     access : Access
@@ -68,6 +72,7 @@ class Export:
     stage: str = Stage.PSEUDO_LABELS
     settings: Settings = field(default_factory=Settings)
     matting: bool = False
+    only: Only = Only.ALL
     overwrite: bool = False
     access: Access = ANYTHING
 
@@ -101,6 +106,7 @@ class Export:
             "saff": saff.__version__,
             "format": self.format,
             "matting": self.matting,
+            "only": str(self.only),
             "stage": str(self.stage),
             "images": str(read_run(self.output).get("source", "")),
             "results": stage_digest(self.output, self.stage),
@@ -108,16 +114,10 @@ class Export:
         }
 
     def _forget(self) -> None:
-        """Remove what says what is done, and the files of parts of the export that was there."""
-        names = self.records.names(".json")
-        if run_file(self.records) in names:
-            was = json.loads(self.records.read(run_file(self.records))).get("format", "")
-            parts = [name.removesuffix(".json") for name in names if name != run_file(self.records)]
-            if was in FORMATS:
-                old = load_format(was)
-                for name in (target for part in parts for target in old.targets(part, ())):
-                    self.to.remove(name)
-        for name in names:
+        """Remove the files of the export that was here, then what says that they are done."""
+        for name in self.records.names(".json"):
+            for file in json.loads(self.records.read(name)).get("files", ()):
+                self.to.remove(file)
             self.records.remove(name)
 
     def _is_same(self, run: Row) -> bool:
@@ -167,11 +167,19 @@ class Export:
         """Records of the parts whose files are there and were made from the results of today."""
         found = self._recorded(parts)
         versions = read_each(Folder.version, self.output / self.stage, found)
+        marked = self._marked()
         return {
             part: record
             for (part, record), version in zip(found.items(), versions, strict=True)
-            if record["version"] == version
+            if record["version"] == [*version, marked]
         }
+
+    def _marked(self) -> str:
+        """Digest of the marks that decide which images are exported; empty if none does."""
+        if self.only is Only.ALL:
+            return ""
+        wanted = Mark.ACCEPTED if self.only is Only.ACCEPTED else Mark.REJECTED
+        return digest(i for i, mark in read_marks(self.output).items() if mark is wanted)
 
     def tasks(self, parts: Iterable[str]) -> list[Row]:
         """Describe the work on some parts, as :meth:`do_part` takes it."""
@@ -204,7 +212,7 @@ class Export:
         """Write the files of a part, whole or not at all, and then the record of it."""
         part = task["part"]
         stage, known = self.output / self.stage, self._recorded([part])
-        version = stage.version(part)
+        version = [*stage.version(part), self._marked()]
         rows = read_all_rows(stage, part, with_answer(COLUMNS, self.stage))
         summary = ExportSummary(photographs=Photographs(self.access))
         sink = Sink(self.to, summary, replace=self.overwrite or bool(known))
@@ -214,7 +222,10 @@ class Export:
             self._results(rows, kept, form.needs_photograph, summary), _stem(part), sink
         )
         sink.close()
+        for name in {*known.get(part, {}).get("files", ())}.difference(sink.names):
+            self.to.remove(name)  # of an image that is left out now
         record = {"version": version, "complete": summary.complete, "left_out": summary.left_out}
+        record["files"] = sink.names
         self.records.write(_record_name(part), _json_bytes(record | summary.counts()))
         return {"part": part, "images": len(rows), "failed": summary.left_out, "kept": 0}
 
@@ -222,10 +233,13 @@ class Export:
         self, rows: Iterable[Row], kept: set[str], with_photograph: bool, summary: ExportSummary
     ) -> Iterator[Result]:
         """Results of the rows that have one; the others are counted."""
+        marks = read_marks(self.output)
         for row in rows:
             image_id = row["image_id"]
             if row["confidence"] is None:
                 summary.failed += 1
+            elif not is_chosen(image_id, marks, self.only):
+                summary.not_chosen += 1
             elif not is_safe_id(image_id):
                 summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
             else:
@@ -239,11 +253,19 @@ class Export:
     def finish(self) -> list[str]:
         """Write the files that the export has once, if all of its parts are written."""
         parts = parts_of(self.output, self.stage)
-        if self._written(parts).keys() != set(parts):
+        written = self._written(parts)
+        if written.keys() != set(parts):
             return []
+        made_from = digest(f"{part} {record['version']}" for part, record in written.items())
+        if self.records.exists(FINISHED):
+            finished = json.loads(self.records.read(FINISHED))
+            if finished["made_from"] == made_from:
+                return list(finished["files"])
         sink = Sink(self.to, ExportSummary(), replace=True)
         form = load_format(self.format, matting=self.matting)
-        return form.finish([_stem(part) for part in parts], sink)
+        names = form.finish([_stem(part) for part in parts], sink)
+        self.records.write(FINISHED, _json_bytes({"files": names, "made_from": made_from}))
+        return names
 
     def summary(self) -> ExportSummary:
         """Count what the parts that were written hold, and what they leave out."""

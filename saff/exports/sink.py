@@ -25,10 +25,16 @@ class Sink:
         Counts what is written and what is left out.
     replace : bool
         Replace files that exist; otherwise only a file with the same content is no hindrance.
+
+    Attributes
+    ----------
+    names : list of str
+        Files that were written.
     """
 
     def __init__(self, to: Folder, summary: ExportSummary, *, replace: bool = False) -> None:
         self.to, self.summary = to, summary
+        self.names: list[str] = []
         self._folder = TargetFolder(to, overwrite=replace)
 
     def described(
@@ -54,11 +60,13 @@ class Sink:
             if reason := self._folder.write(name, data):
                 self.summary.refuse(result.image_id, reason)
                 return
+            self.names.append(name)
         self.count(result)
 
     @contextmanager
     def whole(self, name: str) -> Iterator[str]:
         """Give a local path to write to; what it holds at the end becomes the file ``name``."""
+        self.names.append(name)
         below, _, last = name.rpartition("/")
         with (self.to / below if below else self.to).replacing(last) as path:
             yield path

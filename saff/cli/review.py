@@ -1,0 +1,75 @@
+"""Command by which a person goes through the results of a run: review."""
+
+from typing import Annotated
+
+import typer
+
+from saff.addresses import locate
+from saff.cli.options import Output, StageOption
+from saff.errors import SettingsError, printable
+from saff.layout import Stage
+from saff.marks import Mark, add_marks, read_changes, read_marks, rejected
+from saff.rows import rows_of
+from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
+
+
+def review(
+    output: Output,
+    stage: StageOption = Stage.PSEUDO_LABELS,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGE_ID", help="Mark an image as accepted; repeat for more."),
+    ] = None,
+    reject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGE_ID", help="Mark an image as rejected; repeat for more."),
+    ] = None,
+    marks: Annotated[
+        str | None,
+        typer.Option(
+            help="CSV file of marks to take in, with the columns image_id and mark: the ranking "
+            "with accepted or rejected filled in."
+        ),
+    ] = None,
+    show: Annotated[
+        int, typer.Option(min=0, help="Number of images to print, the least trustworthy first.")
+    ] = 10,
+) -> None:
+    """Rank all images, the least trustworthy first, and take in what you accept or reject.
+
+    Writes OUTPUT/review/ranking.parquet and ranking.csv. [bold]saff train[/] leaves out rejected
+    images; [bold]saff export --only accepted[/] or [bold]not-rejected[/] follows the marks.
+    """
+    from saff import ranking  # pyarrow's writers take long to import
+
+    run = Folder.at(output)
+    changes: dict[str, Mark | None] = {} if marks is None else read_changes(_read(marks), marks)
+    changes |= dict.fromkeys(accept or (), Mark.ACCEPTED)
+    if both := {*(accept or ())} & {*(reject or ())}:
+        raise SettingsError(f"{both.pop()!r} is accepted and rejected; name it once")
+    changes |= dict.fromkeys(reject or (), Mark.REJECTED)
+    if changes:
+        known = (row["image_id"] for row in rows_of(run, stage.value, ["image_id"]))
+        add_marks(run, changes, known)
+    found = read_marks(run)
+    table = ranking.rank(run, stage.value, found)
+    for place in ranking.write_ranking(run, table):
+        typer.echo(printable(place))
+    for line in ranking.head(table, show):
+        typer.echo(printable(line), err=True)
+    without = len(rejected(found))
+    typer.echo(
+        f"{table.num_rows:,} images: {len(found) - without:,} accepted, {without:,} rejected, "
+        f"{table['error_kind'].drop_null().length():,} failed",
+        err=True,
+    )
+
+
+def _read(name: str) -> bytes:
+    fs, path = locate(name)
+    with with_brief_retries(name):
+        try:
+            data: bytes = with_retries(fs, fs.cat_file, path)
+        except NO_FILE:
+            raise SettingsError(f"no list of marks at {name}") from None
+    return data
