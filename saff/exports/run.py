@@ -227,7 +227,8 @@ class Export:
         record = {"version": version, "complete": summary.complete, "left_out": summary.left_out}
         record["files"] = sink.names
         self.records.write(_record_name(part), _json_bytes(record | summary.counts()))
-        return {"part": part, "images": len(rows), "failed": summary.left_out, "kept": 0}
+        failed = summary.left_out - summary.not_chosen
+        return {"part": part, "images": len(rows), "failed": failed, "kept": 0}
 
     def _results(
         self, rows: Iterable[Row], kept: set[str], with_photograph: bool, summary: ExportSummary
