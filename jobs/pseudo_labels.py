@@ -16,6 +16,7 @@ from saff.cli.options import (
     MINUTES,
     ConfigOption,
     ImagesOption,
+    KeepOption,
     ManifestOption,
     NewOutputOption,
     PartOption,
@@ -30,6 +31,7 @@ from saff.cli.options import (
     refuse_relative,
 )
 from saff.cluster import labelling_job, preview
+from saff.kept import check_kept
 from saff.plan import Share
 from saff.storage import Folder
 
@@ -40,6 +42,7 @@ def pseudo_labels(
     manifest: ManifestOption = None,
     output: NewOutputOption = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
+    keep: KeepOption = None,
     retry_failed: RetryOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Report what would be done, and do nothing.")
@@ -53,6 +56,7 @@ def pseudo_labels(
     """Label images: write a pseudo label for each to Parquet files."""
     refuse_relative(output)
     folder, settings, share = Folder.at(output), read_config(config), Share.read(part)
+    kept = check_kept(keep or ())
     corpus = open_source(  # lists the images, reads the manifest
         source, images, manifest=manifest, output=folder, private=private, schemes=schemes
     )
@@ -68,11 +72,18 @@ def pseudo_labels(
             sample=8,
             cpus=os.cpu_count() or 1,
             access=corpus.access,
+            kept=kept,
         )
         typer.echo(lines)
         return
     job = labelling_job(
-        corpus, folder, settings, share=share, patience=60 * patience, take_over=take_over
+        corpus,
+        folder,
+        settings,
+        share=share,
+        patience=60 * patience,
+        take_over=take_over,
+        kept=kept,
     )
     job.claim()  # one output, one configuration: another one is refused by name
     job.extend_manifest()  # images that the output does not know yet, in new parts

@@ -16,6 +16,7 @@ import numpy as np
 from saff import layout, metrics
 from saff.errors import SettingsError
 from saff.images import DEFAULT_MAX_PIXELS
+from saff.kept import require_columns
 from saff.layout import PART_SUFFIX
 from saff.metrics import HALF, Evaluation, Measures
 from saff.rows import decode_map, has_foreground, with_answer
@@ -227,6 +228,7 @@ def evaluate(
     parts = (output / stage).names(PART_SUFFIX)
     if not parts:
         raise SettingsError(f"{output.uri} has no {stage} yet; run that job first")
+    require_columns(output, stage, ["confidence"], "an evaluation")
     masks = Masks(truth)
     to_do = sorted({*layout.manifest(output).names(PART_SUFFIX)} - {*parts})
     out = _nothing(*REASONS, "masks_without_image", "size", "unreadable")

@@ -19,19 +19,22 @@ from saff.addresses import LOCAL
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
 from saff.ids import is_safe_id
+from saff.kept import Large, read_kept, require_columns
+from saff.layout import Stage
 from saff.marks import Only, is_chosen, read_marks
 from saff.matting import load_pymatting, matte
 from saff.overwriting import is_same_file, refuse_inputs
 from saff.photographs import Photographs
 from saff.pictures import What, encode_picture, mask_from, needs_image, picture, picture_format
 from saff.retries import BRIEF, retry_limit
-from saff.rows import decode_map, has_foreground, rows_of, with_answer
+from saff.rows import has_foreground, levels_of, rows_of, with_answer
 from saff.shards import Row
 from saff.storage import Folder, read_bytes
 from saff.targets import TargetFolder
 
 COUNTED = ("written", "nothing_found", "not_matted", "failed", "not_chosen", "not_written")
 LOST = ("gone", "changed", "unreachable")  # photographs
+DEFAULT_THRESHOLD = 0.5  # at which the stored masks are made
 LISTED = 20  # images that are named where a file could not be written
 STANDARD = "-"  # standard input or output, as a file name
 NOT_MATTED = "without a matte, which would be empty or harm: alpha is the confidence"
@@ -216,6 +219,8 @@ def export_pictures(
     if matting:
         check_matting(what)
     results = rows_of(output, stage, ["image_id", "error_kind"])
+    columns = ["image_id", "uri", "sha256", "height", "width", "error_kind"]
+    columns += columns_of_mask(output, stage, threshold, what)
     ids = (row["image_id"] for row in results if row["error_kind"] is None)
     known = [image_id for image_id in ids if is_safe_id(image_id)]
     names = PictureNames(known)
@@ -223,10 +228,10 @@ def export_pictures(
     folder = TargetFolder(to, overwrite=overwrite)
     summary = ExportSummary(photographs=Photographs(access))
     marks = read_marks(output)
-    columns = ["image_id", "uri", "sha256", "height", "width", "confidence"]
     for row in rows_of(output, stage, with_answer(columns, stage)):
+        row.setdefault("confidence", None)
         image_id = row["image_id"]
-        if row["confidence"] is None:
+        if row["error_kind"] is not None:
             summary.failed += 1
         elif not is_chosen(image_id, marks, only):
             summary.not_chosen += 1
@@ -241,6 +246,21 @@ def export_pictures(
                 summary.nothing_found += not has_foreground(row)
     folder.close()
     return summary
+
+
+def columns_of_mask(output: Folder, stage: str, threshold: float, what: str) -> list[str]:
+    """Columns that the mask or confidence of a stage is read from.
+
+    Raises
+    ------
+    SettingsError
+        If the run does not keep what is needed.
+    """
+    is_mask = what not in ("confidence", "cutout") and threshold == DEFAULT_THRESHOLD
+    if stage == Stage.PSEUDO_LABELS and is_mask and Large.CONFIDENCE not in read_kept(output):
+        return ["pseudo_label"]
+    require_columns(output, stage, ["confidence"], f"{what} from {threshold:g} on")
+    return ["confidence"]
 
 
 def check_matting(what: What) -> None:
@@ -302,7 +322,7 @@ def _encoded(
     try:
         drawn, as_wanted = draw(
             what,
-            decode_map(row, "confidence"),
+            levels_of(row),
             image,
             threshold=threshold,
             foreground_found=has_foreground(row),

@@ -12,6 +12,7 @@ from saff import layout
 from saff.arrays import AnyArray
 from saff.errors import StorageError
 from saff.exports.shapes import connected_components
+from saff.kept import Large, read_kept, require_columns
 from saff.layout import PART_SUFFIX, Stage
 from saff.marks import Marks
 from saff.quality import mask_iou
@@ -57,6 +58,7 @@ def rank(output: Folder, stage: str, marks: Marks) -> pa.Table:
         ``trust`` is ``quality`` times ``agreement``, the IoU of the masks of both stages, or
         ``quality`` alone where there is one stage.
     """
+    require_columns(output, stage, ["pseudo_label"], "a ranking")
     rows = (row for part in parts_of(output, stage) for row in _part_rows(output, stage, part))
     table = pa.Table.from_pylist([row | _mark(row, marks) for row in rows], SCHEMA)
     order = [("trust", "ascending"), ("image_id", "ascending")]
@@ -71,7 +73,8 @@ def _mark(row: Row, marks: Marks) -> Row:
 def _part_rows(output: Folder, stage: str, part: str) -> Iterator[Row]:
     other = Stage.PREDICTIONS if stage == Stage.PSEUDO_LABELS else Stage.PSEUDO_LABELS
     masks: dict[str, Row] = {}
-    if part in (output / other).names(PART_SUFFIX):
+    is_comparable = other == Stage.PREDICTIONS or Large.PSEUDO_LABEL in read_kept(output)
+    if is_comparable and part in (output / other).names(PART_SUFFIX):
         columns = ["image_id", "height", "width", "pseudo_label"]
         masks = {r["image_id"]: r for r in read_all_rows(output / other, part, columns)}
     for row in read_all_rows(output / stage, part, NEEDED):

@@ -4,6 +4,8 @@ import errno
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from saff import images
 from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray, Image
@@ -50,6 +52,14 @@ def with_answer(columns: list[str], stage: str) -> list[str]:
 def has_foreground(row: Row) -> bool:
     """Whether a row's mask may hold foreground: False where a network found none."""
     return row.get("foreground_found") is not False
+
+
+def levels_of(row: Row) -> AnyArray:
+    """Confidence map of a row, or its mask as 0 and 255 where the run keeps no more of it."""
+    if row["confidence"] is not None:
+        return decode_map(row, "confidence")
+    levels: AnyArray = decode_map(row, "pseudo_label") * np.uint8(255)
+    return levels
 
 
 def original(row: Row, access: Access = ANYTHING) -> Image | None:

@@ -10,6 +10,7 @@ from saff.cli.options import (
     MINUTES,
     ConfigOption,
     ImagesOption,
+    KeepOption,
     ManifestOption,
     NewOutputOption,
     PartOption,
@@ -23,6 +24,7 @@ from saff.cli.options import (
     read_config,
     refuse_relative,
 )
+from saff.kept import check_kept
 from saff.layout import PART_SUFFIX
 from saff.manifests import extend_manifest
 from saff.plan import Share
@@ -36,6 +38,7 @@ def label(
     manifest: ManifestOption = None,
     output: NewOutputOption = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
+    keep: KeepOption = None,
     retry_failed: RetryOption = False,
     dry_run: Annotated[
         bool,
@@ -75,7 +78,7 @@ def label(
     resume.
     """
     refuse_relative(output)
-    chosen, folder = read_config(config), Folder.at(output)
+    chosen, folder, kept = read_config(config), Folder.at(output), check_kept(keep or ())
     images_of = open_source(
         source, images, manifest=manifest, output=folder, private=private, schemes=schemes
     )
@@ -94,12 +97,19 @@ def label(
             cpus=cpus or os.cpu_count() or 1,
             price=cpu_price,
             access=images_of.access,
+            kept=kept,
         )
         typer.echo(lines)
         return
     typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
     job = cluster.labelling_job(
-        images_of, folder, chosen, share=share, patience=60 * patience, take_over=take_over
+        images_of,
+        folder,
+        chosen,
+        share=share,
+        patience=60 * patience,
+        take_over=take_over,
+        kept=kept,
     )
     done = job.complete(retry_failed=retry_failed)
     typer.echo(f"done: {done}", err=True)

@@ -9,6 +9,7 @@ import typer
 from saff.access import Access
 from saff.addresses import expand_home, locate, redact
 from saff.errors import SettingsError
+from saff.kept import Large
 from saff.layout import Stage
 from saff.lists import read_manifest
 from saff.progress import PATIENCE
@@ -97,6 +98,15 @@ NewOutputOption = Annotated[
 
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Try again the images that have failed.")
+]
+
+KeepOption = Annotated[
+    list[Large] | None,
+    typer.Option(
+        "--keep",
+        help="Large column of the results to store; repeat for more; default: all. Reports need "
+        "all, trainings pseudo_label and confidence; pseudo_label alone is the mask.",
+    ),
 ]
 
 WorkersOption = Annotated[

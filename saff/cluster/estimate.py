@@ -14,6 +14,7 @@ from saff.cluster.image_reading import ImageReader
 from saff.cluster.image_rows import ALONE
 from saff.cluster.labels import describe_run, label_row
 from saff.config import Config
+from saff.kept import ALL, Large
 from saff.labeling import load_models
 from saff.manifests import new_rows
 from saff.plan import WHOLE, Share, plan_stage, require_manifest
@@ -59,7 +60,12 @@ def choose(rows: Iterable[Item], count: int) -> list[Item]:
     return chosen
 
 
-def measure(rows: Sequence[Row], config: Config, reader: ImageReader = ALONE) -> Sample:
+def measure(
+    rows: Sequence[Row],
+    config: Config,
+    reader: ImageReader = ALONE,
+    kept: frozenset[Large] = ALL,
+) -> Sample:
     """Label some images, and keep nothing but how long it took and how large they are.
 
     Parameters
@@ -70,6 +76,8 @@ def measure(rows: Sequence[Row], config: Config, reader: ImageReader = ALONE) ->
         Settings.
     reader : ImageReader
         Reads their files.
+    kept : frozenset of Large
+        Large columns that are stored.
 
     Returns
     -------
@@ -80,7 +88,7 @@ def measure(rows: Sequence[Row], config: Config, reader: ImageReader = ALONE) ->
     seconds = read = written = 0.0
     for row in rows:
         start = time.perf_counter()
-        labelled = label_row(**row, config=config, reader=reader)
+        labelled = label_row(**row, config=config, reader=reader, kept=kept)
         seconds += time.perf_counter() - start
         written += sum(len(v) for v in labelled.values() if isinstance(v, bytes))
         read += len(reader.read(row["uri"])) if labelled["sha256"] else 0
@@ -125,6 +133,7 @@ def preview(
     cpus: int = 1,
     price: float | None = None,
     access: Access = ANYTHING,
+    kept: frozenset[Large] = ALL,
 ) -> str:
     """Say what :func:`saff.cluster.label_corpus` would do, and refuse what it refuses.
 
@@ -141,6 +150,8 @@ def preview(
         Dollars of one of them for an hour.
     access : Access
         What the addresses of the images may name.
+    kept : frozenset of Large
+        Large columns that are stored.
 
     Returns
     -------
@@ -149,7 +160,7 @@ def preview(
     """
     if share != WHOLE:
         require_manifest(output, source)
-    is_claimed(output, describe_run(source, config))
+    is_claimed(output, describe_run(source, config, kept))
     with with_brief_retries(output.uri):
         now = plan_stage(output, retry_failed=retry_failed, share=share)
     manifest = layout.manifest(output)
@@ -165,7 +176,7 @@ def preview(
     )
     chosen, reader = choose(known + new, sample), ImageReader(access, output)
     return (
-        f"{text}\n{describe_estimate(measure(chosen, config, reader), left, cpus, price)}"
+        f"{text}\n{describe_estimate(measure(chosen, config, reader, kept), left, cpus, price)}"
         if chosen
         else text
     )

@@ -16,6 +16,7 @@ from saff.cluster.predictions import encode_prediction
 from saff.cluster.stage_job import StageJob
 from saff.config import Config
 from saff.inference import to_working_size
+from saff.kept import require_columns
 from saff.layout import Stage
 from saff.outlines import cut_outline
 from saff.plan import Plan
@@ -138,6 +139,7 @@ def refresh_corpus(
     plan : Plan
         What the stage of labels holds at the end.
     """
+    require_columns(output, Stage.PSEUDO_LABELS, COLUMNS, "the mean of labels and predictions")
     content = {
         "saff": saff.__version__,
         "predictions": read_run(output / predictions)["digest"],

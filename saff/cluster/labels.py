@@ -19,6 +19,7 @@ from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
 from saff.cluster.stage_job import StageJob
 from saff.config import Config
+from saff.kept import ALL, Large, describe_kept, without_others
 from saff.labeling import LabeledImage, Models, label_image, load_models
 from saff.layout import Stage
 from saff.plan import WHOLE, Plan, Share
@@ -31,7 +32,13 @@ from saff.sources import Source
 from saff.storage import Folder
 
 
-def label_row(image_id: str, uri: str, config: Config, reader: ImageReader = ALONE) -> Row:
+def label_row(
+    image_id: str,
+    uri: str,
+    config: Config,
+    reader: ImageReader = ALONE,
+    kept: frozenset[Large] = ALL,
+) -> Row:
     """Label one image of a manifest; an image that is at fault gives a row that says so.
 
     Parameters
@@ -42,6 +49,8 @@ def label_row(image_id: str, uri: str, config: Config, reader: ImageReader = ALO
         Settings.
     reader : ImageReader
         Reads its file.
+    kept : frozenset of Large
+        Large columns that are not null.
 
     Returns
     -------
@@ -50,7 +59,8 @@ def label_row(image_id: str, uri: str, config: Config, reader: ImageReader = ALO
     """
     row = {"image_id": image_id, "uri": uri}
     work = partial(_label, config=config)
-    return image_row(row, PSEUDO_LABELS, config.max_pixels, work, reader)
+    labelled = image_row(row, PSEUDO_LABELS, config.max_pixels, work, reader)
+    return without_others(labelled, kept)
 
 
 def _label(image: Image, config: Config) -> Row:
@@ -84,11 +94,14 @@ class LabelPart:
         Settings.
     access : Access
         What the addresses of its images may name.
+    kept : frozenset of Large
+        Large columns that are not null.
     """
 
     output: Folder
     config: Config
     access: Access = ANYTHING
+    kept: frozenset[Large] = ALL
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
@@ -96,18 +109,21 @@ class LabelPart:
         reader = ImageReader(self.access, self.output)
         return stage.do_part(
             row,
-            lambda rows: [label_row(r["image_id"], r["uri"], self.config, reader) for r in rows],
+            lambda rows: [
+                label_row(r["image_id"], r["uri"], self.config, reader, self.kept) for r in rows
+            ],
         )
 
 
-def describe_run(source: str, config: Config) -> Row:
+def describe_run(source: str, config: Config, kept: frozenset[Large] = ALL) -> Row:
     """Sum up what decides a run's content; loads the models, so that a bad one stops here."""
     with retry_limit(BRIEF):  # weights from a place that a person named
         models = load_models(config)
     label_image(
         np.zeros((32, 32, 3), np.uint8), config, models
     )  # settings that cannot work together
-    content = {"saff": saff.__version__, **describe_labels(config, models)}
+    labels = describe_labels(config, models)
+    content = {"saff": saff.__version__, **labels, **describe_kept(kept)}
     return with_digest(content) | {"source": source}
 
 
@@ -128,6 +144,7 @@ def labelling_job(
     share: Share = WHOLE,
     patience: float = PATIENCE,
     take_over: bool = False,
+    kept: frozenset[Large] = ALL,
 ) -> StageJob:
     """Prepare the job that labels every image of a source; loads the models, starts nothing.
 
@@ -145,19 +162,21 @@ def labelling_job(
         Seconds without any part done after which the job ends.
     take_over : bool
         Take the lease on the stage from a job that is known to be dead.
+    kept : frozenset of Large
+        Large columns that are not null.
 
     Raises
     ------
     SettingsError
         If a setting cannot work.
     """
-    task = LabelPart(output, config, source.access)
+    task = LabelPart(output, config, source.access, kept)
     return StageJob(
         output=output,
         stage=Stage.PSEUDO_LABELS,
         verb="label",
         map_plan=lambda todo, seconds: map_parts(task, todo.parts, patience=seconds),
-        claims=[(output, describe_run(source.name, config), "")],
+        claims=[(output, describe_run(source.name, config, kept), "")],
         source=source,
         share=share,
         patience=patience,

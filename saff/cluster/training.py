@@ -38,6 +38,7 @@ from saff.cluster.resources import (
 from saff.cluster.watchdog import stalled
 from saff.config import Training
 from saff.errors import SaffError, StalledError, TrainingError
+from saff.kept import require_columns
 from saff.layout import Stage
 from saff.lease import leased
 from saff.marks import digest, read_marks, rejected
@@ -158,6 +159,7 @@ def train_network(
     """
     home = output / round_folder if round_folder else output
     results = NetworkFolder(layout.network(home))
+    require_columns(output, stage, ["confidence", "pseudo_label"], "a training")
     corpus = whole = open_corpus(output / stage)
     labels = {"stage": stage, "digest": stage_digest(output, stage)}
     if left_out := rejected(read_marks(output)):

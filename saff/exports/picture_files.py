@@ -7,7 +7,7 @@ from saff.exports.results import Result
 from saff.exports.sink import Sink
 from saff.picture_export import draw
 from saff.pictures import What, encode_picture, needs_image
-from saff.rows import decode_map, has_foreground
+from saff.rows import has_foreground, levels_of
 
 
 class PictureFiles:
@@ -47,7 +47,7 @@ class PictureFiles:
             photograph = images.decode(result.photograph, max_pixels=height * width)
         drawn, as_wanted = draw(
             self.what,
-            decode_map(result.row, "confidence"),
+            levels_of(result.row),
             photograph,
             threshold=result.settings.threshold,
             foreground_found=has_foreground(result.row),

@@ -11,7 +11,7 @@ from saff.arrays import AnyArray
 from saff.errors import ImageError
 from saff.images.signatures import name_format
 from saff.pictures import mask_from
-from saff.rows import decode_map, has_foreground
+from saff.rows import has_foreground, levels_of
 from saff.shards import Row
 
 LABEL = "foreground"  # the one category of every annotation file
@@ -56,7 +56,8 @@ class Result:
     Attributes
     ----------
     row : dict
-        With ``image_id``, ``uri``, ``sha256``, ``height``, ``width``, ``confidence``, ``quality``.
+        With ``image_id``, ``uri``, ``sha256``, ``height``, ``width``, ``confidence``,
+        ``pseudo_label``, ``quality``.
     stem : str
         Name of its files without their extension; no other image of the export has it.
     settings : Settings
@@ -95,7 +96,7 @@ class Result:
         StorageError
             If the stored map is damaged, or not of the size of its row.
         """
-        confidence = decode_map(self.row, "confidence")
+        confidence = levels_of(self.row)
         if confidence.shape != self.shape:
             raise ValueError(f"its map is of shape {confidence.shape}, its row says {self.shape}")
         found: AnyArray = mask_from(confidence, self.settings.threshold) & has_foreground(self.row)

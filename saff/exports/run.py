@@ -23,7 +23,7 @@ from saff.lease import leased
 from saff.marks import Mark, Only, digest, is_chosen, read_marks
 from saff.overwriting import refuse_inputs
 from saff.photographs import Photographs
-from saff.picture_export import ExportSummary, PictureNames, without_extension
+from saff.picture_export import ExportSummary, PictureNames, columns_of_mask, without_extension
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import Progress
 from saff.rows import parts_of, with_answer
@@ -35,7 +35,7 @@ from saff.storage import Folder, is_folder, read_each, with_brief_retries
 RECORDS = "_export"  # in the folder of an export: what is done
 FINISHED = "_finished.json"  # in it: files that the export has once
 LEASE = "export"  # name of the lease on such a folder
-COLUMNS = ["image_id", "uri", "sha256", "height", "width", "confidence", "quality"]
+COLUMNS = ["image_id", "uri", "sha256", "height", "width", "quality", "error_kind"]
 OTHER_FOLDER = "name another folder, or replace that export with --overwrite"
 Record = dict[str, Any]
 
@@ -93,12 +93,16 @@ class Export:
         load_format(self.format, matting=self.matting)
         run = self._description()
         parts_of(self.output, self.stage)
+        self._columns_of_mask()
         if self.overwrite and not self._is_same(run):
             self._forget()
         elif not is_claimed(self.records, run, OTHER_FOLDER):
             self._refuse_files()
         refuse_inputs(self.output, self.stage, self._targets)
         claim(self.records, run, OTHER_FOLDER)
+
+    def _columns_of_mask(self) -> list[str]:
+        return columns_of_mask(self.output, self.stage, self.settings.threshold, self.format)
 
     def _description(self) -> Row:
         """What decides the content of the files, beside the results."""
@@ -213,7 +217,8 @@ class Export:
         part = task["part"]
         stage, known = self.output / self.stage, self._recorded([part])
         version = [*stage.version(part), self._marked()]
-        rows = read_all_rows(stage, part, with_answer(COLUMNS, self.stage))
+        columns = with_answer([*COLUMNS, *self._columns_of_mask()], self.stage)
+        rows = [{"confidence": None} | row for row in read_all_rows(stage, part, columns)]
         summary = ExportSummary(photographs=Photographs(self.access))
         sink = Sink(self.to, summary, replace=self.overwrite or bool(known))
         form = load_format(self.format, matting=self.matting)
@@ -237,7 +242,7 @@ class Export:
         marks = read_marks(self.output)
         for row in rows:
             image_id = row["image_id"]
-            if row["confidence"] is None:
+            if row["error_kind"] is not None:
                 summary.failed += 1
             elif not is_chosen(image_id, marks, self.only):
                 summary.not_chosen += 1

@@ -8,7 +8,9 @@ from typing import Any
 
 from saff import layout
 from saff.access import ANYTHING, Access
-from saff.errors import StorageError
+from saff.errors import SaffError, StorageError
+from saff.kept import ALL, Large, read_kept
+from saff.layout import Stage
 from saff.manifests import later_addresses
 from saff.shards import MANIFEST, Row
 from saff.storage import Folder, as_storage_error
@@ -77,12 +79,13 @@ class VerifyPart:
             if not folder.exists(part):
                 return Totals(to_do=len(manifest)), {}
         where, ids, failed = f"{folder.uri}/{part}", [], set()
+        kept = self._kept(stage)
         digests: dict[str, str] = {}
         try:
             for number, row in enumerate(stored_rows(folder, part, schema_of(stage))):
                 image_id = row["image_id"]
                 ids.append(image_id)
-                content, wrong = examine(row)
+                content, wrong = examine(row, kept)
                 if image_id in uris:  # others are reported below
                     digests[image_id] = digest(content)
                     wrong += self._source_faults(row, uris[image_id])
@@ -95,6 +98,13 @@ class VerifyPart:
         except DamagedError as error:
             faults.add(f"{where}: {error}", part)
         return Totals(done=len(digests) - len(failed), failed=len(failed)), digests
+
+    def _kept(self, stage: str) -> frozenset[Large]:
+        """Large columns that rows of a stage have; all where a damaged run.json cannot say."""
+        try:
+            return read_kept(self.output) if stage == Stage.PSEUDO_LABELS else ALL
+        except SaffError:
+            return ALL
 
     def _addresses(self, part: str, manifest: list[Row], faults: Faults) -> dict[str, list[str]]:
         """Addresses that each image has had: the manifest's, and those it was given later."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from saff.access import ANYTHING, Access
 from saff.addresses import is_local, locate
 from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
+from saff.kept import ALL, Large
 from saff.metrics import HALF
 from saff.quality import prediction_quality
 from saff.rows import has_foreground
@@ -23,13 +24,15 @@ FEATURES = 4  # numbers of a superpixel; the weights are one for each and the bi
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def examine(row: Row) -> tuple[Row, list[str]]:
+def examine(row: Row, kept: Collection[str] = ALL) -> tuple[Row, list[str]]:
     """Decode the maps of a stage's row.
 
     Parameters
     ----------
     row : dict
         As it is stored.
+    kept : collection of str
+        Large columns that its run keeps.
 
     Returns
     -------
@@ -49,7 +52,8 @@ def examine(row: Row) -> tuple[Row, list[str]]:
     fitting: dict[str, AnyArray] = {}
     for name in (name for name in MAPS if name in row):
         if row[name] is None:
-            faults.append(f"{name} is missing, and there is no error")
+            if name in kept:
+                faults.append(f"{name} is missing, and there is no error")
             continue
         try:
             found = images.decode_png(row[name], max_pixels=max(height * width, DEFAULT_MAX_PIXELS))
@@ -64,7 +68,7 @@ def examine(row: Row) -> tuple[Row, list[str]]:
                 f"{name} is {found.dtype} {found.shape}, expected {MAPS[name].__name__} "
                 f"{(height, width)}"
             )
-    return content, [*faults, *_map_faults(row, fitting), *_number_faults(row, fitting)]
+    return content, [*faults, *_map_faults(row, fitting), *_number_faults(row, fitting, kept)]
 
 
 def _failure_faults(row: Row) -> Iterator[str]:
@@ -101,10 +105,10 @@ def _map_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
             yield f"superpixels skips {gaps.size:,} labels of 0..{last}, the first is {gaps[0]}"
 
 
-def _number_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
+def _number_faults(row: Row, maps: dict[str, AnyArray], kept: Collection[str]) -> Iterator[str]:
     """What is wrong with the numbers of a row."""
     yield from (
-        _prediction_faults(row, maps) if "foreground_found" in row else _fit_faults(row, maps)
+        _prediction_faults(row, maps) if "foreground_found" in row else _fit_faults(row, maps, kept)
     )
     if row["quality"] is None or not 0 <= row["quality"] <= 1:
         yield f"quality must be in [0, 1], got {row['quality']}"
@@ -121,11 +125,11 @@ def _prediction_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
             yield f"quality is {row['quality']}, and the confidence gives {expected}"
 
 
-def _fit_faults(row: Row, maps: dict[str, AnyArray]) -> Iterator[str]:
+def _fit_faults(row: Row, maps: dict[str, AnyArray], kept: Collection[str]) -> Iterator[str]:
     """What is wrong with the numbers of a pseudo label's fit."""
     features = np.asarray(row["features"] or [], np.float64)  # null becomes NaN
     regions = int(maps["superpixels"].max()) + 1 if "superpixels" in maps else None
-    if regions is not None and features.size != FEATURES * regions:
+    if regions is not None and Large.FEATURES in kept and features.size != FEATURES * regions:
         yield (
             f"features holds {features.size:,} numbers, expected {FEATURES} for each of "
             f"{regions:,} superpixels"
