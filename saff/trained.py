@@ -110,7 +110,12 @@ class NetworkFolder:
         claim(self.folder, run, RESTART)
 
     def learns_from(self) -> Row:
-        """Parts and number of the images that its training began with; empty without a training.
+        """What its training began with; empty without a training.
+
+        Returns
+        -------
+        labels : dict
+            ``parts`` and ``images``, and ``rejected`` where a person had rejected some.
 
         Raises
         ------
@@ -128,7 +133,7 @@ class NetworkFolder:
                 f"{self.folder.uri}/run.json does not say which labels it learns from: it is "
                 "damaged or of another version of saff; --restart trains anew"
             )
-        return {name: labels[name] for name in kinds}
+        return {name: labels[name] for name in (*kinds, "rejected") if name in labels}
 
     def clear(self) -> None:
         """Remove everything, the result first."""

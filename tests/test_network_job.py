@@ -31,6 +31,7 @@ from saff.evaluation import evaluate
 from saff.inference import predict
 from saff.layout import begun_rounds, part_name
 from saff.manifests import extend_manifest
+from saff.marks import Mark, add_marks
 from saff.quality import foreground_found, to_levels
 from saff.samples import Cache, Loader, open_corpus
 from saff.shards import PSEUDO_LABELS, read_rows, write_rows
@@ -142,6 +143,19 @@ def test_labels_made_since_a_training_began_do_not_change_it(trained_once, tmp_p
         refuse_begun(output)
     network.write("run.json", b'{"labels": {"images": 5}}')
     with pytest.raises(SettingsError, match="does not say which labels it learns from"):
+        train_network(output, TRAINING)
+
+
+def test_images_that_a_person_rejects_are_not_learnt_from(output):
+    ids = [r["image_id"] for r in predictions_of(output, "pseudo_labels").values() if r["height"]]
+    add_marks(output, {ids[0]: Mark.REJECTED, ids[1]: Mark.ACCEPTED}, ids)
+    train_network(output, TRAINING)
+    labels = json.loads((output / "network").read("run.json"))["labels"]
+    assert (labels["images"], len(ids)) == (3, 4)
+    add_marks(output, {ids[2]: Mark.REJECTED}, ids)
+    train_network(output, TRAINING)  # done is done
+    (output / "network").remove("weights.pt")
+    with pytest.raises(SettingsError, match=r"labels\.rejected is .*--restart"):
         train_network(output, TRAINING)
 
 

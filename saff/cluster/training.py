@@ -162,10 +162,11 @@ def train_network(
     require_columns(output, stage, ["confidence", "pseudo_label"], "a training")
     corpus = whole = open_corpus(output / stage)
     labels = {"stage": stage, "digest": stage_digest(output, stage)}
-    if left_out := rejected(read_marks(output)):
+    begun = {} if restart else results.learns_from()
+    left_out = rejected(read_marks(output))
+    if left_out and not (begun and results.is_done()):
         corpus = whole = whole.without(left_out)
         labels |= {"rejected": digest(left_out)}
-    begun = {} if restart else results.learns_from()
     if begun:
         corpus = whole.within(begun["parts"])
         labels |= begun if results.is_done() else {}
