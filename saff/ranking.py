@@ -59,10 +59,12 @@ def rank(output: Folder, stage: str, marks: Marks) -> pa.Table:
         ``quality`` alone where there is one stage.
     """
     require_columns(output, stage, ["pseudo_label"], "a ranking")
-    rows = (row for part in parts_of(output, stage) for row in _part_rows(output, stage, part))
-    table = pa.Table.from_pylist([row | _mark(row, marks) for row in rows], SCHEMA)
+    tables = []
+    for part in parts_of(output, stage):
+        rows = [row | _mark(row, marks) for row in _part_rows(output, stage, part)]
+        tables.append(pa.Table.from_pylist(rows, SCHEMA))
     order = [("trust", "ascending"), ("image_id", "ascending")]
-    return table.sort_by(order)  # null, of images that failed, is last
+    return pa.concat_tables(tables).sort_by(order)  # null, of images that failed, is last
 
 
 def _mark(row: Row, marks: Marks) -> Row:

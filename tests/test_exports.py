@@ -11,11 +11,12 @@ import warnings
 import cv2
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
 
 from saff.errors import SettingsError
-from saff.exports import ANNOTATIONS, FORMATS
+from saff.exports import ANNOTATIONS, FORMATS, hugging_face
 from saff.exports.label_studio import encode_brush
 from saff.exports.results import Settings
 from saff.exports.run import Export, export_here
@@ -272,6 +273,14 @@ def test_a_hugging_face_folder_shows_pictures(exported, masks, run, tmp_path):
         for row in data:
             np.testing.assert_array_equal(np.asarray(row["image"]), images[row["image_id"]])
             assert set(np.unique(np.asarray(row["mask"]))) <= {0, 255}
+
+
+def test_row_groups_of_large_photographs_are_small(exported, masks, monkeypatch):
+    monkeypatch.setattr(hugging_face, "BYTES_PER_GROUP", 10_000)  # two photographs of 7 kB
+    to = exported("hugging-face")
+    tables = [pq.ParquetFile(path).metadata for path in sorted((to / "data").iterdir())]
+    rows = [[t.row_group(g).num_rows for g in range(t.num_row_groups)] for t in tables]
+    assert rows == [[2, 1], [2, 1], [1]]
 
 
 # WebDataset

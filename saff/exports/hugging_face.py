@@ -3,7 +3,6 @@
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from saff.exports.results import Result
 from saff.exports.sink import Sink
 
-ROWS_PER_GROUP = 100  # photographs that a writer or a viewer holds at once
+ROWS_PER_GROUP, BYTES_PER_GROUP = 100, 64 * 2**20  # that a writer or a viewer holds at once
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLUMNS = {
     "image": PICTURE,
@@ -63,9 +62,8 @@ class HuggingFace:
 
     def write_part(self, results: Iterable[Result], part: str, sink: Sink) -> None:
         """Write the Parquet file of a part."""
-        rows = _counted(results, sink)
         with sink.whole(_name(part)) as path, pq.ParquetWriter(path, SCHEMA) as out:
-            while group := list(islice(rows, ROWS_PER_GROUP)):
+            for group in _groups(_counted(results, sink)):
                 out.write_table(pa.Table.from_pylist(group, SCHEMA))
 
     def targets(self, part: str, stems: Iterable[str]) -> Iterator[str]:
@@ -80,6 +78,20 @@ class HuggingFace:
 
 def _name(part: str) -> str:
     return f"data/train-{part.rpartition('-')[2]}.parquet"
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in groups, each of so many at most and ended by the row with which it is large."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["image"]["bytes"])
+        if len(group) == ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _counted(results: Iterable[Result], sink: Sink) -> Iterator[dict[str, Any]]:

@@ -205,7 +205,11 @@ class Export:
 
     def _recorded(self, parts: Iterable[str]) -> dict[str, Record]:
         """Records of those parts that have one."""
-        there = set(self.records.names(".json"))
+        parts = list(parts)
+        if len(parts) == 1:  # a task: it need not list those of all others
+            there = {name for name in map(_record_name, parts) if self.records.exists(name)}
+        else:
+            there = set(self.records.names(".json"))
         found = [part for part in parts if _record_name(part) in there]
         read = read_each(lambda where, name: where.read(_record_name(name)), self.records, found)
         return {part: json.loads(data) for part, data in zip(found, read, strict=True)}
@@ -239,7 +243,7 @@ class Export:
         self, rows: Iterable[Row], kept: set[str], with_photograph: bool, summary: ExportSummary
     ) -> Iterator[Result]:
         """Results of the rows that have one; the others are counted."""
-        marks = read_marks(self.output)
+        marks = {} if self.only is Only.ALL else read_marks(self.output)
         for row in rows:
             image_id = row["image_id"]
             if row["error_kind"] is not None:
