@@ -233,8 +233,9 @@ class Config:
     """Wanted number of superpixels per image."""
     extra_superpixel_counts: SuperpixelCounts = ()
     """Further cuts of the image, whose confidence is averaged with that of the first."""
-    working_side: Count = 1024
-    """Longer side in pixels at which larger images are computed; their maps are enlarged again."""
+    working_side: Count = 320
+    """Longer side in pixels at which larger images are cut into superpixels; the map is enlarged
+    again.  The encoder has a side of its own."""
     max_pixels: Count = 100_000_000
     """Images whose header announces more pixels are refused before decoding."""
 
@@ -314,13 +315,13 @@ def default() -> Config:
 
 
 def fast() -> Config:
-    """Settings at a lower cost than :func:`default`: a smaller input, fewer superpixels."""
-    return Config(encoder_side=384, superpixel_count=300)
+    """Settings at a lower cost than :func:`default`: smaller inputs, fewer superpixels, no cut."""
+    return Config(encoder_side=384, superpixel_count=300, working_side=256, outline="none")
 
 
 def best() -> Config:
     """Settings for masks that fit more closely, at twice the cost: the mean of three cuts."""
-    return Config(superpixel_count=600, extra_superpixel_counts=(200, 350))
+    return Config(superpixel_count=600, extra_superpixel_counts=(200, 350), working_side=1024)
 
 
 def paper() -> Config:
@@ -333,6 +334,7 @@ def paper() -> Config:
     return Config(
         encoder_side=448,
         superpixel_count=300,
+        working_side=1024,
         edges="learned",
         semantic_unary="max_class",
         semantic_affinity="classes",

@@ -1,5 +1,7 @@
 """Maps and regions -> unary and context features: Eq. 1 to 4 of the paper."""
 
+import math
+
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
@@ -104,10 +106,9 @@ def apparent_similarity(edge_weights: AnyArray, scale: float = 3.5) -> Matrix:
         raise ValueError(f"scale must be at least 0 and finite, got {scale}")
     if not (edge_weights >= 0).all():
         raise ValueError("edge_weights must be at least 0 and not NaN")
-    joined = np.isfinite(edge_weights)  # 0 * inf would be NaN
-    exponent = np.full(edge_weights.shape, -np.inf)
-    exponent[joined] = -scale * edge_weights[joined]
-    similarity: Matrix = np.exp(exponent)
+    if scale == 0:  # 0 * inf would be NaN
+        return np.isfinite(edge_weights).astype(np.float64)
+    similarity: Matrix = np.exp(-scale * np.asarray(edge_weights, np.float64))
     return similarity
 
 
@@ -190,7 +191,7 @@ def cheap_paths(adjacency: Adjacency, strength: AnyArray, count: int, scale: flo
         np.minimum.at(nearest, end, strength)
     graph, paths = _graph(adjacency, strength, count), np.empty((count, count))
     for group in np.array_split(np.argsort(nearest), min(count, LIMITS)):
-        limit = nearest[group[-1]] - np.log(NEGLIGIBLE) / scale
+        limit = nearest[group[-1]] - math.log(NEGLIGIBLE) / scale
         paths[group] = dijkstra(graph, directed=False, indices=group, limit=limit)
     return paths
 

@@ -21,7 +21,7 @@ from saff.encoding import (
     semantic_similarity,
 )
 from saff.errors import SettingsError
-from saff.inference import predict
+from saff.inference import WORKING_SIDE, predict
 from saff.network.shipped import ShippedNetwork, load_shipped
 from saff.outlines import LABEL_BAND, LABEL_WEIGHT, cut_outline
 from saff.quality import mask_dice, mask_quality
@@ -97,14 +97,15 @@ def load_models(config: Config) -> Models:
     SettingsError
         If one is unknown; its subclass WeightsError if weights are missing or damaged.
     """
-    encoder = semantic.load(
-        config.encoder,
-        side=config.encoder_side,
-        weights=config.encoder_weights,
-        class_scores=uses_classes(config),
-    )
-    network = load_shipped() if config.network_share else None
-    return Models(encoder, saliency.load(config.saliency), edges.load(config.edges), network)
+    with single_thread():
+        encoder = semantic.load(
+            config.encoder,
+            side=config.encoder_side,
+            weights=config.encoder_weights,
+            class_scores=uses_classes(config),
+        )
+        network = load_shipped() if config.network_share else None
+        return Models(encoder, saliency.load(config.saliency), edges.load(config.edges), network)
 
 
 def uses_classes(config: Config) -> bool:
@@ -142,9 +143,9 @@ def label_image(
     config = config or settings.default()
     models = models or load_models(config)
     with single_thread():
-        small = shrink(image, config.working_side)
-        seen = shrink(image, max(config.working_side, config.encoder_side))
-        maps, edge_map = models.encoder(seen), models.edges(small)
+        large = shrink(image, max(config.working_side, WORKING_SIDE))
+        small = shrink(large, config.working_side)
+        maps, edge_map = models.encoder(large), models.edges(small)
         finite("edges", edge_map, small)
         salient: saliency.Saliency = models.saliency
         if not isinstance(salient, saliency.RegionSaliency):
@@ -160,7 +161,7 @@ def label_image(
         area = np.bincount(fused.superpixels.ravel())
         superpixels = repeat(fused.superpixels, image.shape[:2])
         painted = scores.astype(np.float32)[fused.superpixels]
-        finished, agreement = finish(painted, small, models, config)
+        finished, agreement = finish(painted, small, large, models, config)
         if finished is painted:  # regions of an enlarged map stay constant
             confidence = scores.astype(np.float32)[superpixels]
         else:
@@ -181,7 +182,7 @@ def label_image(
 
 
 def finish(
-    confidence: PixelMap, image: Image, models: Models, config: Config
+    confidence: PixelMap, image: Image, large: Image, models: Models, config: Config
 ) -> tuple[PixelMap, float]:
     """Average a map with the network's, and cut its outline anew.
 
@@ -189,8 +190,8 @@ def finish(
     ----------
     confidence : float32 array of shape (H, W)
         In [0, 1].
-    image : uint8 array of shape (H, W, 3)
-        RGB.
+    image, large : uint8 arrays of shapes (H, W, 3) and (H', W', 3)
+        RGB: the image in the size of the map, and as the network sees it.
     models, config
         As for :func:`label_image`.
 
@@ -208,7 +209,7 @@ def finish(
         return confidence, 1.0
     if models.network is None:
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
-    predicted = predict(models.network.network, image, ONE_PASS)
+    predicted = resize(predict(models.network.network, large, ONE_PASS), confidence.shape)
     finished = weighted_mean(confidence, predicted, config.network_share)
     if config.outline == "graph_cut":
         finished = cut_outline(finished, image)

@@ -17,6 +17,7 @@ SURE = 0.95  # confidence from which the inside of the band's inner edge is fixe
 WEIGHT, BAND = 0.5, 0.015  # where a network has a share of the map
 LABEL_WEIGHT, LABEL_BAND = 0.35, 0.025  # where it has none: superpixels miss by more
 LEAST_IOU = 0.5  # of the masks before and after, below which the map stays as it was
+STEP = 2  # one pixel in so many rows and columns serves to model the colours
 SEED = 0  # of the k-means that the mixtures start from
 
 
@@ -73,10 +74,24 @@ def _states(level: PixelMap, inside: np.ndarray, band: float) -> np.ndarray:
 
 def _grab_cut(image: Image, states: np.ndarray) -> np.ndarray | None:
     """Foreground of the best cut, bool (h, w); None where one side has no pixel of its own."""
-    if not ((states & 1 == cv2.GC_FGD).any() and (states & 1 == cv2.GC_BGD).any()):
+    if not _has_both_sides(states):
         return None
+    step = STEP if _has_both_sides(states[::STEP, ::STEP]) else 1
     background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    colours, sides = (np.ascontiguousarray(part[::step, ::step]) for part in (image, states))
     cv2.setRNGSeed(SEED)
-    cv2.grabCut(image, states, None, background, foreground, 1, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
-    found: np.ndarray = states & 1 == cv2.GC_FGD  # sure or probable
+    models = None, background, foreground
+    cv2.grabCut(colours, sides, *models, 0, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
+    cv2.grabCut(image, states, *models, 1, cv2.GC_EVAL_FREEZE_MODEL)  # type: ignore[call-overload]
+    return _is_foreground(states)
+
+
+def _is_foreground(states: np.ndarray) -> np.ndarray:
+    """Where a pixel is foreground, sure or probable."""
+    found: np.ndarray = states & 1 == cv2.GC_FGD
     return found
+
+
+def _has_both_sides(states: np.ndarray) -> bool:
+    found = _is_foreground(states)
+    return bool(found.any() and not found.all())

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from saff import config
+from saff.cli.commands import COMMANDS, load as load_command
 from saff.config import Config, Inference, Training
 from saff.errors import SettingsError
 
@@ -336,7 +337,31 @@ def test_settings_of_a_section_are_checked_however_they_come():
         dataclasses.replace(config.default(), inference=given)
 
 
-def test_help_does_not_wait_for_pydantic():
-    code = "import sys, saff.cli; print({'pydantic', 'ray'} & {*sys.modules})"
+@pytest.mark.parametrize(
+    ("words", "heavy"),
+    [
+        (["--help"], {"numpy", "saff.storage", "saff.config"}),
+        (["--version"], {"numpy", "saff.storage", "saff.config"}),
+        (["segment", "--help"], {"torch", "ray", "pandas", "scipy", "matplotlib"}),
+    ],
+)
+def test_help_imports_what_it_needs_alone(words, heavy):
+    """As a time would be, but that no other work on the machine changes it."""
+    code = f"""
+import sys
+from saff.cli import app
+sys.argv = ["saff", *{words!r}]
+try:
+    app()
+except SystemExit:
+    print(sorted({heavy!r} & {{*sys.modules}}), file=sys.stderr)
+"""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"
+    assert done.stdout
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_list_of_commands_says_what_each_says_of_itself(name):
+    first, _, _ = load_command(name).help.partition("\n\n")
+    assert COMMANDS[name].summary == " ".join(first.split())

@@ -180,7 +180,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["saff.cli", "typer", "saff.cli.network"])
+@pytest.mark.parametrize("name", ["saff.cli", "typer", "saff.cli.commands"])
 def test_an_interrupt_before_the_command_line_is_loaded_is_one_line(name):
     early = EARLY.format(name=name)
     done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True)

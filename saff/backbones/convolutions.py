@@ -11,7 +11,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 Activation = Literal["none", "relu", "relu6"]
 CALLS: dict[str, tuple[str, list[float]]] = {  # what oneDNN calls them, with their bounds
@@ -30,7 +30,7 @@ class FusedConv2d(nn.Module):
     Parameters
     ----------
     convolution : torch.nn.Conv2d
-        Zero-padded by the same number of pixels on opposite sides.
+        Zero-padded by the same number of pixels on opposite sides.  It becomes a part of the layer.
     norm : torch.nn.BatchNorm2d, optional
         In evaluation mode; it is folded into the weights.
     activation : {"none", "relu", "relu6"}
@@ -44,7 +44,17 @@ class FusedConv2d(nn.Module):
         activation: Activation = "none",
     ) -> None:
         super().__init__()
-        self.convolution = fuse_conv_bn_eval(convolution, norm) if norm else convolution
+        if norm is not None:
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                cast(Tensor, norm.running_mean),
+                cast(Tensor, norm.running_var),
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+        self.convolution = convolution
         self.activation = activation
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:

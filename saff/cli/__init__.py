@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from saff import __version__
-from saff.cli import checks, exports, labels, network, pictures, pipeline, review
+from saff.cli.commands import Commands
 from saff.errors import SaffError, printable
 from saff.retries import what_next
 
 INTERRUPTED = 130  # exit code of typer after Ctrl-C
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,24 +34,6 @@ app = typer.Typer(
     [bold]saff export out/ --to masks/[/]            writes PNG files, or those of other tools
     """,
 )
-
-for command in (
-    labels.label,
-    labels.manifest,
-    pipeline.run,
-    network.train,
-    network.reinfer,
-    pictures.segment,
-    exports.export,
-    network.export_network,
-    checks.evaluate,
-    checks.verify,
-    pictures.report,
-    review.review,
-    checks.doctor,
-    pipeline.demo,
-):
-    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -23,7 +23,6 @@ from saff.cli.options import (
     read_config,
 )
 from saff.errors import SettingsError, printable
-from saff.report.stored import write_report
 from saff.storage import Folder
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -133,6 +132,8 @@ def report(
 
     Images whose photographs have changed or vanished are left out and counted.
     """
+    from saff.report.stored import write_report  # with plots: more than one picture needs
+
     report = write_report(Folder.at(output), to=to, max_cards=cards, access=Access(private=private))
     typer.echo(f"open {report.uri}")
     if report.lost_photographs:

@@ -85,6 +85,7 @@ def measure(
         Images that fail count as they are: a run meets them, too.
     """
     load_models(config)
+    label_row(**rows[0], config=config, reader=reader)  # the first in a process takes longer
     seconds = read = written = 0.0
     for row in rows:
         start = time.perf_counter()

@@ -14,6 +14,7 @@ from saff.errors import SettingsError, WeightsError
 from saff.modelfile import Model, pack, read_model, shipped
 from saff.network import UNETS
 from saff.network.unet import LiteUNet, fuse_network, lite_unet
+from saff.threads import single_thread
 
 KIND = "saff network 1"
 
@@ -36,10 +37,12 @@ def load_shipped() -> ShippedNetwork:
         If its file is missing or damaged.
     """
     model = read_model(shipped("network"), KIND)
-    network = lite_unet(architecture(model), 2, pretrained=False, weights=None)
-    network.load_state_dict(to_state(model))
-    network.eval()
-    fuse_network(network)
+    with single_thread():  # more threads wait for each other longer than they work
+        with torch.device("meta"):  # without random numbers that nothing would read
+            network = lite_unet(architecture(model), 2, pretrained=False, weights=None)
+        network.load_state_dict(to_state(model), assign=True)
+        network.eval()
+        fuse_network(network)
     return ShippedNetwork(network, model.digest)
 
 

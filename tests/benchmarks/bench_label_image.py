@@ -47,7 +47,7 @@ STAGES = (  # functions of saff.labeling, none inside another
     "cut_outline",
     "predict",
     "resize",
-    "sharpen",
+    "weighted_mean",
 )
 BACK_ENDS = ("encoder", "edges")
 
