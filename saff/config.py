@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -408,6 +409,51 @@ def from_json(text: str | bytes) -> Config:
     if not isinstance(values, dict):
         raise SettingsError(f"the configuration must be a JSON object, got {type(values).__name__}")
     return Config(**values)
+
+
+def with_changes(config: Config, changes: Iterable[str]) -> Config:
+    """Give settings of which some have another value, written as ``name=value``.
+
+    Parameters
+    ----------
+    config : Config
+        Settings.
+    changes : iterable of str
+        ``superpixel_count=400``, ``training.steps=100``: what stands after ``=`` is JSON, or else
+        text.
+
+    Returns
+    -------
+    config : Config
+        Checked settings.
+
+    Raises
+    ------
+    SettingsError
+        If a setting is unknown or named twice, or a value is wrong.
+
+    Examples
+    --------
+    >>> with_changes(default(), ["training.steps=100"]).training.steps
+    100
+    """
+    values = json.loads(config.to_json())
+    seen = set()
+    for change in changes:
+        name, _, text = change.partition("=")
+        if name in seen:
+            raise SettingsError(f"the configuration names {name} twice; keep one of each")
+        seen.add(name)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text
+        section, dot, last = name.rpartition(".")
+        place = values.setdefault(section, {}) if dot else values
+        if not isinstance(place, dict):
+            raise SettingsError(f"{name} is no setting; {section} is one without settings below it")
+        place[last] = value
+    return from_json(json.dumps(values))
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

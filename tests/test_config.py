@@ -47,6 +47,32 @@ def changed(base, name):
     return value[base] if isinstance(value, dict) else value
 
 
+@pytest.mark.parametrize("name", config.NAMED)
+def test_changes_are_those_of_a_file(name):
+    named = config.NAMED[name]()
+    changed = config.with_changes(named, ["superpixel_count=123", "training.crop_size=64"])
+    training = dataclasses.replace(named.training, crop_size=64)
+    assert changed == dataclasses.replace(named, superpixel_count=123, training=training)
+    assert config.with_changes(named, []) == named
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("superpixels=3", "unknown setting superpixels; known: "),
+        ("trainings.steps=3", "unknown setting trainings; known: "),
+        ("superpixel_count=many", "superpixel_count must be .*, got 'many'"),
+        ("superpixel_count.x=1", "superpixel_count is one without settings below it"),
+        ("training=1", "training must be"),
+    ],
+)
+def test_changes_that_cannot_be_are_named(change, said):
+    with pytest.raises(SettingsError, match=said):
+        config.with_changes(config.default(), [change])
+    with pytest.raises(SettingsError, match="names edges twice; keep one of each"):
+        config.with_changes(config.default(), ["edges=gradient", "edges=learned"])
+
+
 def test_no_field_is_left_untested():
     assert sorted(CHANGED) == sorted(FIELDS)
 

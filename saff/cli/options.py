@@ -1,6 +1,7 @@
 """Options that several commands share, and what they mean."""
 
 import os
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from saff.config import Config
 
 MINUTES = PATIENCE / 60
+CHANGE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?=")
+CHANGES = re.compile(rf",(?={CHANGE.pattern.replace('(', '(?:')})")
 LISTS = (".csv", ".tsv")
 """Ends of names that are lists of images, not images."""
 
@@ -68,7 +71,8 @@ ConfigOption = Annotated[
     str,
     typer.Option(
         "--config",
-        help="Settings: default, fast, best, paper, or a JSON file of what differs from default.",
+        help="Settings: default, fast, best, paper, or a JSON file of what differs from default; "
+        "then, after commas, what is to differ from them: fast,superpixel_count=400.",
     ),
 ]
 
@@ -188,8 +192,23 @@ SchemeOption = Annotated[
 
 
 def read_config(name: str) -> "Config":
-    """Read settings by name or from a JSON file."""
+    """Read settings by name or from a JSON file, and after it changes: ``fast,outline=0.5``.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such name or file, or a setting cannot be.
+    """
     from saff import config as settings  # pydantic takes longer to import than help may take
+
+    name, *changes = CHANGES.split(name)
+    if CHANGE.match(name):  # of the default
+        name, changes = "default", [name, *changes]
+    return settings.with_changes(_read_base(name), changes) if changes else _read_base(name)
+
+
+def _read_base(name: str) -> "Config":
+    from saff import config as settings
 
     if name in settings.NAMED:
         return settings.NAMED[name]()
