@@ -5,8 +5,10 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from saff.access import ANYTHING, OF_MANIFEST, Access
@@ -16,6 +18,7 @@ from saff.errors import SettingsError
 from saff.ids import is_safe_id
 from saff.shards import Row
 from saff.storage import (
+    READERS,
     Folder,
     as_storage_error,
     is_folder,
@@ -155,7 +158,7 @@ def _unpacked(rows: Iterable[Row], *, is_one: bool, source: str) -> Iterator[Row
     An image's id is the file's, without its extension, and the name in it.  Of one file that was
     named, and of a table that gives ids of its own, it is the name alone.
     """
-    for row in rows:
+    for row, tar in _with_tars(iter(rows)):
         uri, name = row["uri"], row["image_id"]
         stem, extension = os.path.splitext(name)
         if name.lower().endswith(PACKED_TARS):
@@ -168,7 +171,11 @@ def _unpacked(rows: Iterable[Row], *, is_one: bool, source: str) -> Iterator[Row
             continue
         within = "" if is_one else f"{stem}/"
         count = 0
-        for image_id, place in _images_of(uri, within, is_tar=extension.lower() == TAR):
+        found = _images_in_table(uri) if tar is None else tar
+        for number, (own, place) in enumerate(found):
+            has_place = own is None or tar is not None  # in the file; else an id of the table's
+            inner = f"{number:08}" if own is None else own
+            image_id = _text(f"{within}{inner}" if has_place else inner)
             if not is_safe_id(image_id):
                 raise SettingsError(
                     f"{uri} holds an image named {image_id!r}; expected a relative path "
@@ -180,16 +187,32 @@ def _unpacked(rows: Iterable[Row], *, is_one: bool, source: str) -> Iterator[Row
             LOG.warning("%s: no images in %s", source, uri)
 
 
-def _images_of(uri: str, within: str, *, is_tar: bool) -> Iterator[tuple[str, InTar | InTable]]:
-    """Images of a tar file or a table, each with its id."""
+def _with_tars(rows: Iterator[Row]) -> Iterator[tuple[Row, list[tuple[str, InTar]] | None]]:
+    """Rows in their order, those of tar files with what they hold; several are listed at once."""
+    context = copy_context()  # threads have none of their caller's patience by themselves
+    with ThreadPoolExecutor(READERS) as pool:
+        while some := list(islice(rows, 4 * READERS)):
+            listings = [
+                pool.submit(context.copy().run, _images_in_tar, row["uri"])
+                if row["image_id"].lower().endswith(TAR)
+                else None
+                for row in some
+            ]
+            for row, listing in zip(some, listings, strict=True):
+                yield row, None if listing is None else listing.result()
+
+
+def _images_in_tar(uri: str) -> list[tuple[str, InTar]]:
     fs, path = locate(uri)
     with as_storage_error(uri):
-        if is_tar:
-            found: list[tuple[str, InTar]] = with_retries(fs, lambda: list(list_tar(fs, path)))
-            yield from ((_text(f"{within}{name}"), place) for name, place in found)
-        else:
-            for number, (own, place) in enumerate(list_table(fs, path)):
-                yield (f"{within}{number:08}" if own is None else own), place
+        found: list[tuple[str, InTar]] = with_retries(fs, lambda: list(list_tar(fs, path)))
+    return found
+
+
+def _images_in_table(uri: str) -> Iterator[tuple[str | None, InTable]]:
+    fs, path = locate(uri)
+    with as_storage_error(uri):
+        yield from list_table(fs, path)
 
 
 def _as_storage_errors(source: str, paths: Iterable[str]) -> Iterator[str]:

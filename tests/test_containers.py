@@ -147,6 +147,16 @@ def test_ids_are_those_of_the_unpacked_folder(tmp_path):
     assert list(listed(tmp_path / "train-1.tar")) == ["0.jpg"]
 
 
+def test_many_tars_are_listed_in_their_order(tmp_path):
+    for number in range(100):
+        write_tar(tmp_path / f"{number:03}.tar", {"b.jpg": b"", "a.jpg": b""})
+        (tmp_path / f"{number:03}x.jpg").touch()
+    expected = []
+    for number in range(100):
+        expected += [f"{number:03}/b.jpg", f"{number:03}/a.jpg", f"{number:03}x.jpg"]
+    assert list(listed(tmp_path)) == expected
+
+
 def test_long_and_odd_names_of_a_tar_are_whole(tmp_path):
     names = ["d" * 90 + "/" + "n" * 150 + ".jpg", "ü ñ.png", "a#offset=1&size=2.png"]
     path = write_tar(tmp_path / "odd #1.tar", {name: name.encode() for name in names})
