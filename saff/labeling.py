@@ -161,7 +161,7 @@ def label_image(
         area = np.bincount(fused.superpixels.ravel())
         superpixels = repeat(fused.superpixels, image.shape[:2])
         painted = scores.astype(np.float32)[fused.superpixels]
-        finished, agreement = finish(painted, small, large, models, config)
+        finished, agreement = finish(painted, large, models, config)
         if finished is painted:  # regions of an enlarged map stay constant
             confidence = scores.astype(np.float32)[superpixels]
         else:
@@ -182,7 +182,7 @@ def label_image(
 
 
 def finish(
-    confidence: PixelMap, image: Image, large: Image, models: Models, config: Config
+    confidence: PixelMap, image: Image, models: Models, config: Config
 ) -> tuple[PixelMap, float]:
     """Average a map with the network's, and cut its outline anew.
 
@@ -190,30 +190,32 @@ def finish(
     ----------
     confidence : float32 array of shape (H, W)
         In [0, 1].
-    image, large : uint8 arrays of shapes (H, W, 3) and (H', W', 3)
-        RGB: the image in the size of the map, and as the network sees it.
+    image : uint8 array of shape (H', W', 3)
+        RGB, in the size of the map or larger.
     models, config
         As for :func:`label_image`.
 
     Returns
     -------
-    finished : float32 array of shape (H, W)
-        In [0, 1]; ``confidence`` itself where nothing is to be done.
+    finished : float32 array
+        In [0, 1], of the size of the image where its outline was cut, else of the map; the map
+        itself where nothing is to be done.
     agreement : float
         How far both agree with the mask that comes of them: the product of two Dice coefficients,
         in [0, 1]; 1 without a network.
     """
     if not config.network_share:
         if config.outline == "graph_cut":
-            return cut_outline(confidence, image, LABEL_WEIGHT, LABEL_BAND), 1.0
+            enlarged = resize(confidence, image.shape[:2])
+            return cut_outline(enlarged, image, LABEL_WEIGHT, LABEL_BAND), 1.0
         return confidence, 1.0
     if models.network is None:
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
-    predicted = resize(predict(models.network.network, large, ONE_PASS), confidence.shape)
+    predicted = resize(predict(models.network.network, image, ONE_PASS), confidence.shape)
     finished = weighted_mean(confidence, predicted, config.network_share)
     if config.outline == "graph_cut":
-        finished = cut_outline(finished, image)
-    mask = finished >= 0.5
+        finished = cut_outline(resize(finished, image.shape[:2]), image)
+    mask = resize(finished, confidence.shape) >= 0.5
     agreement = mask_dice(confidence >= 0.5, mask) * mask_dice(predicted >= 0.5, mask)
     return finished, agreement
 

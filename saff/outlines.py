@@ -3,6 +3,7 @@
 The colours of both sides are modelled by mixtures of Gaussians, and the cut of least cost through
 the band is taken (Rother, Kolmogorov and Blake, "GrabCut", SIGGRAPH 2004; OpenCV's implementation).
 What lies outside of the band stays as it was, and so does a map that the cut would change too much.
+The cut is made on a small image; the outline of a large one is then brought to its edges.
 """
 
 import cv2
@@ -17,6 +18,9 @@ SURE = 0.95  # confidence from which the inside of the band's inner edge is fixe
 WEIGHT, BAND = 0.5, 0.015  # where a network has a share of the map
 LABEL_WEIGHT, LABEL_BAND = 0.35, 0.025  # where it has none: superpixels miss by more
 LEAST_IOU = 0.5  # of the masks before and after, below which the map stays as it was
+FINE = 2  # times SIDE: longer sides from which the result follows the edges of the image as well
+SMOOTHNESS = 11.0  # of that step, where a pixel is one of the map's; grows with their area
+CONTRAST = 8.0  # levels of colour between neighbours that count as an edge
 STEP = 2  # one pixel in so many rows and columns serves to model the colours
 SEED = 0  # of the k-means that the mixtures start from
 
@@ -57,7 +61,37 @@ def cut_outline(
         return confidence
     mask = resize(found.astype(np.float32), (image.shape[0], image.shape[1]))
     refined = (1 - weight) * confidence + weight * mask
-    return np.clip(refined, 0.0, 1.0).astype(np.float32)
+    refined = np.clip(refined, 0.0, 1.0).astype(np.float32)
+    enlarged = max(image.shape) / SIDE
+    return refined if enlarged < FINE else follow_edges(refined, image, enlarged)
+
+
+def follow_edges(confidence: PixelMap, image: Image, enlarged: float) -> PixelMap:
+    """Bring the steps of an enlarged map to the edges of its image.
+
+    The map is smoothed within the image's edges (Min et al., Fast global image smoothing based on
+    weighted least squares, TIP 2014; OpenCV's implementation).
+
+    Parameters
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+    image : uint8 array of shape (H, W, 3)
+        RGB.
+    enlarged : float
+        How many pixels wide a pixel of the map was before it was enlarged.
+
+    Returns
+    -------
+    refined : float32 array of shape (H, W)
+        In [0, 1]; ``confidence`` itself where the masks before and after have an IoU below one
+        half.
+    """
+    smoothness = SMOOTHNESS * enlarged**2
+    smooth = cv2.ximgproc.fastGlobalSmootherFilter(image, confidence, smoothness, CONTRAST)
+    if mask_iou(confidence >= 0.5, smooth >= 0.5) < LEAST_IOU:
+        return confidence
+    return np.clip(smooth, 0.0, 1.0)
 
 
 def _states(level: PixelMap, inside: np.ndarray, band: float) -> np.ndarray:

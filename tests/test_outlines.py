@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from saff import outlines
 from saff.outlines import BAND, SIDE, cut_outline
 
 
@@ -30,6 +31,31 @@ def test_a_map_that_is_too_fat_comes_to_the_edge_of_the_colours():
     refined = cut_outline(confidence, image)
     assert iou(confidence >= 0.5, mask) < 0.9 < 0.96 < iou(refined >= 0.5, mask)
     np.testing.assert_array_equal(cut_outline(confidence, image), refined)  # no randomness
+
+
+def test_the_outline_of_a_large_image_follows_its_edges(monkeypatch):
+    """A disc with teeth that are finer than the image of which the cut is made."""
+    y, x = np.mgrid[:900, :1200]
+    angle = np.arctan2(y - 450, x - 600)
+    mask = np.hypot(y - 450, x - 600) < 300 + 6 * np.sign(np.sin(80 * angle))
+    image = np.where(mask[..., None], (220, 130, 40), (40, 120, 60))
+    image = np.clip(image + np.random.default_rng(0).normal(0, 3, image.shape), 0, 255)
+    image = image.astype(np.uint8)
+    confidence = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 8)
+    refined = cut_outline(confidence, image)
+    monkeypatch.setattr(outlines, "FINE", np.inf)
+    coarse = cut_outline(confidence, image)
+    wrong, less = (((m >= 0.5) != mask).sum() for m in (coarse, refined))
+    assert less < 0.6 * wrong
+    assert refined.dtype == np.float32
+    np.testing.assert_allclose(coarse[:100], refined[:100], atol=0.01)  # far away nothing moves
+
+
+def test_edges_that_would_change_the_mask_too_much_are_not_followed():
+    image = np.full((700, 700, 3), 90, np.uint8)  # no edge anywhere: all is smoothed away
+    confidence = np.zeros((700, 700), np.float32)
+    confidence[340:345, 100:600] = 1
+    assert outlines.follow_edges(confidence, image, 10.0) is confidence
 
 
 @settings(max_examples=30, deadline=None)
