@@ -60,8 +60,8 @@ def cut_outline(
     if mask_iou(inside, found) < LEAST_IOU:
         return confidence
     mask = resize(found.astype(np.float32), (image.shape[0], image.shape[1]))
-    refined = (1 - weight) * confidence + weight * mask
-    refined = np.clip(refined, 0.0, 1.0).astype(np.float32)
+    mean = (1 - weight) * confidence + weight * mask
+    refined: PixelMap = np.clip(mean, 0.0, 1.0).astype(np.float32)
     enlarged = max(image.shape) / SIDE
     return refined if enlarged < FINE else follow_edges(refined, image, enlarged)
 
