@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("error_kind", pa.string()),
         ("mark", pa.string()),
+        ("part", pa.string()),
     ]
 )
 
@@ -81,6 +82,7 @@ def _part_rows(output: Folder, stage: str, part: str) -> Iterator[Row]:
         masks = {r["image_id"]: r for r in read_all_rows(output / other, part, columns)}
     for row in read_all_rows(output / stage, part, NEEDED):
         ranked = {name: row[name] for name in ("image_id", "width", "height", "error_kind")}
+        ranked["part"] = part
         yield ranked if row["pseudo_label"] is None else ranked | _measures(row, masks)
 
 

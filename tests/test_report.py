@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -616,28 +615,6 @@ CARDS = [
     *(a_card(name, seed=10 + i) for i, name in enumerate(HOSTILE)),
 ]
 FAILURES = [Failure(image_id=text, error_kind="not_an_image", error=text) for text in HOSTILE]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("chromium and chromedriver (Debian: chromium, chromium-driver) not found")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "disable-dev-shm-usage"),
-        *("no-first-run", "disable-background-networking", "disable-component-update"),
-        *("disable-sync", "window-size=1280,900", "lang=en"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    options.unhandled_prompt_behavior = "ignore"  # an alert stays, and fails what comes next
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from saff.addresses import locate
-from saff.cli.options import Output, StageOption
+from saff.cli.options import Output, PrivateOption, StageOption, access_of_run
 from saff.errors import SettingsError, printable
 from saff.layout import Stage
 from saff.marks import Mark, add_marks, read_changes, read_marks, rejected
@@ -34,13 +34,22 @@ def review(
     show: Annotated[
         int, typer.Option(min=0, help="Number of images to print, the least trustworthy first.")
     ] = 10,
+    pages: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Number of pages to write on which a browser shows 200 images each, to accept or "
+            "reject them.",
+        ),
+    ] = 0,
+    private: PrivateOption = False,
 ) -> None:
     """Rank all images, the least trustworthy first, and take in what you accept or reject.
 
     Writes OUTPUT/review/ranking.parquet and ranking.csv. [bold]saff train[/] leaves out rejected
     images; [bold]saff export --only accepted[/] or [bold]not-rejected[/] follows the marks.
     """
-    from saff import ranking  # pyarrow's writers take long to import
+    from saff import ranking, review_pages  # they take long to import
 
     run = Folder.at(output)
     changes: dict[str, Mark | None] = {} if marks is None else read_changes(_read(marks), marks)
@@ -55,6 +64,9 @@ def review(
     table = ranking.rank(run, stage.value, found)
     for place in ranking.write_ranking(run, table):
         typer.echo(printable(place))
+    access = access_of_run(run, private=private)
+    for page in review_pages.write_pages(run, stage.value, table, pages, access=access):
+        typer.echo(printable(page))
     for line in ranking.head(table, show):
         typer.echo(printable(line), err=True)
     without = len(rejected(found))

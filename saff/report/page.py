@@ -154,7 +154,7 @@ def render_page(
     limit = bar_limit(views)
     add_bars(views, limit)
     folded = {key: value for key, value in run.items() if isinstance(value, Mapping | list | tuple)}
-    return _template().render(
+    return load_template("report.html.j2").render(
         title=visible(title),
         facts=[(visible(k), visible(str(v))) for k, v in run.items() if k not in folded],
         folded=[
@@ -277,8 +277,9 @@ def _source_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-@lru_cache(maxsize=1)
-def _template() -> "jinja2.Template":
+@lru_cache(maxsize=2)
+def load_template(name: str) -> "jinja2.Template":
+    """Template of a page, which escapes all text that is put into it."""
     import jinja2  # not at the top: most commands draw no page
 
     environment = jinja2.Environment(
@@ -289,4 +290,4 @@ def _template() -> "jinja2.Template":
         lstrip_blocks=True,
     )
     environment.filters["source_hash"] = _source_hash
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

@@ -1,0 +1,150 @@
+"""Pages on which a person accepts or rejects images, the least trustworthy first.
+
+Each page holds its own pictures and script, fetches nothing, and is linked to the next, so that a
+browser has one page of them in memory however large the run is.
+"""
+
+import base64
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from saff import layout
+from saff.access import ANYTHING, Access
+from saff.arrays import AnyArray
+from saff.photographs import Photographs
+from saff.pictures import picture
+from saff.report.page import load_template
+from saff.report.text import visible
+from saff.resize import shrink
+from saff.rows import decode_map
+from saff.shards import Row, read_all_rows
+from saff.storage import Folder
+
+PER_PAGE = 200
+SIDE = 320  # pixels of the longer side of a thumbnail
+JPEG_QUALITY = 80
+COLUMNS = ["image_id", "uri", "sha256", "height", "width", "pseudo_label"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One image of a page."""
+
+    name: str
+    picture: str
+    has_photograph: bool
+    trust: float
+    components: int
+    foreground_share: float
+
+
+def write_pages(
+    output: Folder,
+    stage: str,
+    ranking: pa.Table,
+    count: int,
+    *,
+    per_page: int = PER_PAGE,
+    access: Access = ANYTHING,
+) -> list[str]:
+    """Write the first pages of a ranking into ``OUTPUT/review``.
+
+    Parameters
+    ----------
+    output : Folder
+        A run.
+    stage : str
+        Stage of the ranking.
+    ranking : pyarrow.Table
+        As :func:`saff.ranking.rank` gives it.
+    count : int
+        Number of pages; fewer where there are fewer images with a result.
+    per_page : int
+        Images on a page.
+    access : Access
+        What the addresses of the images may name.
+
+    Returns
+    -------
+    pages : list of str
+        Addresses of the pages.
+    """
+    total = ranking.num_rows - ranking["trust"].null_count
+    number_of_pages = min(count, -(-total // per_page))
+    photographs, folder = Photographs(access), layout.review(output)
+    pages = []
+    for number in range(number_of_pages):
+        first = number * per_page
+        images = ranking.slice(first, min(per_page, total - first)).to_pylist()
+        text = load_template("review.html.j2").render(
+            title=visible(posixpath.basename(output.path)),
+            first=first + 1,
+            last=first + len(images),
+            total=total,
+            before=_page_name(number - 1) if number else "",
+            after=_page_name(number + 1) if number + 1 < number_of_pages else "",
+            cards=list(_cards(output / stage, images, photographs)),
+            facts={
+                "run": output.uri,
+                "ids": [image["image_id"] for image in images],
+                "marks": [image["mark"] or "unmarked" for image in images],
+            },
+        )
+        folder.write(_page_name(number), text.encode())
+        pages.append(f"{folder.uri}/{_page_name(number)}")
+    return pages
+
+
+def _page_name(number: int) -> str:
+    return f"page-{number + 1:04}.html"
+
+
+def _cards(stage: Folder, images: list[Row], photographs: Photographs) -> Iterator[Card]:
+    rows = _rows_of(stage, images)
+    for image in images:
+        drawn, has_photograph = _thumbnail(rows[image["image_id"]], photographs)
+        yield Card(
+            visible(image["image_id"]),
+            _data_uri(drawn),
+            has_photograph,
+            image["trust"],
+            image["components"],
+            image["foreground_share"],
+        )
+
+
+def _rows_of(stage: Folder, images: Iterable[Row]) -> dict[str, Row]:
+    """Rows of some images by id, from the parts that hold them."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        wanted[image["part"]].add(image["image_id"])
+    return {
+        row["image_id"]: row
+        for part, ids in wanted.items()
+        for row in read_all_rows(stage, part, COLUMNS)
+        if row["image_id"] in ids
+    }
+
+
+def _thumbnail(row: Row, photographs: Photographs) -> tuple[AnyArray, bool]:
+    """Photograph with its foreground tinted, or the mask alone where the photograph is lost."""
+    levels = decode_map(row, "pseudo_label") * np.uint8(255)
+    photograph = photographs.read(row)
+    if photograph is None:
+        return shrink(np.dstack([levels] * 3), SIDE), False
+    small = shrink(photograph, SIDE)
+    height, width = small.shape[:2]
+    mask = cv2.resize(levels, (width, height), interpolation=cv2.INTER_NEAREST)
+    return picture("overlay", mask, small), True
+
+
+def _data_uri(drawn: AnyArray) -> str:
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(drawn[..., ::-1]), options)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
