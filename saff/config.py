@@ -230,7 +230,7 @@ class Config:
     """Saliency back end, a name that ``saff.saliency.load`` knows."""
     edges: Text = "gradient"
     """Edge back end, a name that ``saff.edges.load`` knows."""
-    superpixel_count: SuperpixelCount = 450
+    superpixel_count: SuperpixelCount = 400
     """Wanted number of superpixels per image."""
     extra_superpixel_counts: SuperpixelCounts = ()
     """Further cuts of the image, whose confidence is averaged with that of the first."""
@@ -302,7 +302,7 @@ class Config:
 
 
 def default() -> Config:
-    """Recommended settings; no download, about 0.3 s of one core per image.
+    """Recommended settings; no download, about 0.15 s of one core per image.
 
     They differ from :func:`paper` in the semantic feature (features instead of class scores), in
     the seeds (from a consensus instead of the product of two cues), in the fit (pulled towards a

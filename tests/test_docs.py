@@ -124,10 +124,10 @@ def test_equations_of_the_method_hold_the_values_of_the_code(name, pattern, sett
 
 def test_the_search_finds_what_is_wrong():
     assert list(wrong_statements("`superpixel_count` is 301 and `max_pixels` (5 million)")) == [
-        "superpixel_count is 301, not [300, 450, 600]",
+        "superpixel_count is 301, not [300, 400, 600]",
         "max_pixels is 5e+06, not [100000000]",
     ]
-    right = "`superpixel_count` is 450, `max_pixels` (100 million), `training.crop_size` = 320"
+    right = "`superpixel_count` is 400, `max_pixels` (100 million), `training.crop_size` = 320"
     assert list(wrong_statements(right)) == []
     assert len(STATED.findall(right)) == 3
     assert list(names_of("a lower `training.rate` in training.py")) == ["training.rate"]
