@@ -26,7 +26,7 @@ from fsspec.asyn import sync as fs_sync
 from saff.access import ANYTHING, Access, too_large
 from saff.addresses import S3, WEB, is_local, locate, redact, split_uri, uri_of
 from saff.containers import split_member
-from saff.errors import AddressError, SaffError, StorageError
+from saff.errors import AddressError, SaffError, StorageError, UnreadableError
 from saff.retries import BRIEF, call_with_retries, error_code, retry_limit
 from saff.web import download
 
@@ -61,7 +61,11 @@ def read_bytes(uri: str, access: Access = ANYTHING) -> bytes:
     whole, member = split_member(uri)
     protocol, _ = split_uri(whole, signed=True)
     access.refuse_scheme(whole)
-    if member is not None and protocol not in WEB:
+    if member is not None:
+        if protocol in WEB:
+            raise UnreadableError(
+                "an image inside a file is read from a disk or an object store, not from the web"
+            )
         fs, path = locate(whole, signed=True)
         found: bytes = with_retries(fs, member.read, fs, path, access)
         return found

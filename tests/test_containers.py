@@ -200,6 +200,12 @@ def test_a_place_is_written_and_read(place):
     assert split_member(f"s3://b/x{ending}{place}") == (f"s3://b/x{ending}", place)
 
 
+def test_an_image_inside_a_file_on_the_web_is_refused_without_a_download(small):
+    row = label_row("a.jpg", "https://saff.invalid/x.tar#offset=0&size=9", small)
+    assert row["error_kind"] == "not_readable"
+    assert row["error"].endswith("not from the web")
+
+
 # Tables
 
 

@@ -348,6 +348,19 @@ def test_a_part_whose_results_have_changed_is_exported_again(tmp_path, form, mas
     assert all("1" in name.rpartition("/")[2] for name in moved)
 
 
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff", b'{"version": 1'])
+def test_a_part_whose_record_is_damaged_is_done_again(run, tmp_path, damage):
+    to = tmp_path / "to"
+    export = Export(output=run, to=Folder.at(str(to)), format="coco")
+    export_here(export)
+    before = contents(to)
+    for name in ("part-0000001.json", "_finished.json"):
+        (to / "_export" / name).write_bytes(damage)
+    assert export.plan().parts == ["part-0000001.parquet"]
+    export_here(export)
+    assert contents(to) == before
+
+
 def contents(folder):
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
 

@@ -33,6 +33,7 @@ from saff.sources import files_below
 from saff.storage import Folder, is_folder, read_each, with_brief_retries
 
 RECORDS = "_export"  # in the folder of an export: what is done
+RECORDED = {"version", "complete", "left_out", "files", *ExportSummary().counts()}
 FINISHED = "_finished.json"  # in it: files that the export has once
 LEASE = "export"  # name of the lease on such a folder
 COLUMNS = ["image_id", "uri", "sha256", "height", "width", "quality", "error_kind"]
@@ -120,7 +121,7 @@ class Export:
     def _forget(self) -> None:
         """Remove the files of the export that was here, then what says that they are done."""
         for name in self.records.names(".json"):
-            for file in json.loads(self.records.read(name)).get("files", ()):
+            for file in _parsed(self.records.read(name)).get("files", ()):
                 self.to.remove(file)
             self.records.remove(name)
 
@@ -212,7 +213,8 @@ class Export:
             there = set(self.records.names(".json"))
         found = [part for part in parts if _record_name(part) in there]
         read = read_each(lambda where, name: where.read(_record_name(name)), self.records, found)
-        return {part: json.loads(data) for part, data in zip(found, read, strict=True)}
+        records = zip(found, map(_parsed, read), strict=True)
+        return {part: record for part, record in records if record.keys() >= RECORDED}
 
     # A part
 
@@ -268,8 +270,8 @@ class Export:
             return []
         made_from = digest(f"{part} {record['version']}" for part, record in written.items())
         if self.records.exists(FINISHED):
-            finished = json.loads(self.records.read(FINISHED))
-            if finished["made_from"] == made_from:
+            finished = _parsed(self.records.read(FINISHED))
+            if finished.get("made_from") == made_from:
                 return list(finished["files"])
         sink = Sink(self.to, ExportSummary(), replace=True)
         form = load_format(self.format, matting=self.matting)
@@ -291,6 +293,15 @@ def _stem(part: str) -> str:
 
 def _record_name(part: str) -> str:
     return f"{_stem(part)}.json"
+
+
+def _parsed(data: bytes) -> Record:
+    """What a record says; nothing where it is damaged, so that its part is done again."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _json_bytes(content: Any) -> bytes:
