@@ -14,6 +14,7 @@ import typer
 from saff.cli import run_alone
 from saff.cli.options import (
     MINUTES,
+    ColumnsOption,
     ConfigOption,
     ImagesOption,
     KeepOption,
@@ -52,13 +53,20 @@ def pseudo_labels(
     take_over: TakeOverOption = False,
     private: PrivateOption = False,
     schemes: SchemeOption = None,
+    columns: ColumnsOption = None,
 ) -> None:
     """Label images: write a pseudo label for each to Parquet files."""
     refuse_relative(output)
     folder, settings, share = Folder.at(output), read_config(config), Share.read(part)
     kept = check_kept(keep or ())
     corpus = open_source(  # lists the images, reads the manifest
-        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+        source,
+        images,
+        manifest=manifest,
+        output=folder,
+        private=private,
+        schemes=schemes,
+        columns=columns,
     )
 
     if dry_run:

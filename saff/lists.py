@@ -6,6 +6,8 @@ not closed would swallow the lines after it, and nobody would miss them.
 
 import csv
 import io
+import json
+import math
 import os
 import re
 import unicodedata
@@ -37,26 +39,30 @@ ADDRESS = re.compile(r"\w+://.+|\S.*\.\w{2,5}")
 ROWS_AT_ONCE = 1024
 NO_DATA = (".", "_")  # begin the names of what lies among Parquet files and is none of them
 
-Placed = tuple[str, Any, Any]
-"""Where a row stands in a list, its image_id and its uri."""
+Placed = tuple[str, Any, Any, Row]
+"""Where a row stands in a list, its image_id, its uri, and further columns that are kept."""
 
 
-def read_manifest(source: str, access: Access = ANYTHING) -> Iterator[Row]:
+def read_manifest(
+    source: str, access: Access = ANYTHING, columns: Sequence[str] = ()
+) -> Iterator[Row]:
     """Read manifest rows from a Parquet or CSV file, or a folder of Parquet files.
 
     Parameters
     ----------
     source : str
-        With columns ``image_id`` and ``uri``; others are ignored.  A relative ``uri`` counts from
-        the manifest's own folder.
+        With columns ``image_id`` and ``uri``; others are ignored but for those that are named.  A
+        relative ``uri`` counts from the manifest's own folder.
     access : Access
         Which schemes the addresses may have.
+    columns : sequence of str
+        Further columns to keep: text, numbers or truth values.
 
     Returns
     -------
     rows : iterator of dict
         ``image_id`` and ``uri``, absolute; ``""`` where the list gives no address, so that the
-        image becomes a row with an error.
+        image becomes a row with an error; ``columns``, a JSON object, where some are kept.
 
     Raises
     ------
@@ -74,7 +80,9 @@ def read_manifest(source: str, access: Access = ANYTHING) -> Iterator[Row]:
             base, files = path.rpartition("/")[0], [path]
         else:
             raise SettingsError(f"no manifest at {source}")
-    rows = chain.from_iterable(_rows_of(fs, file, source, path) for file in files)
+    if twice := [name for name in MANIFEST.names if name in columns]:
+        raise SettingsError(f"{twice[0]} of a list is always kept; name other columns")
+    rows = chain.from_iterable(_rows_of(fs, file, source, path, columns) for file in files)
     check = Checker(source, access, lambda uri: _absolute(fs, base, uri))
     return not_empty(map(check, rows), f"the manifest {source} has no rows")
 
@@ -114,7 +122,9 @@ def _tables_below(fs: Any, folder: str, source: str) -> list[str]:
     return found
 
 
-def _rows_of(fs: Any, path: str, source: str, whole: str) -> Iterator[Placed]:
+def _rows_of(
+    fs: Any, path: str, source: str, whole: str, columns: Sequence[str] = ()
+) -> Iterator[Placed]:
     """Rows of one file of a list; what is wrong with the file is a SettingsError."""
     name = "" if path == whole else f" of {path[len(whole) + 1 :]}"
     try:
@@ -122,8 +132,9 @@ def _rows_of(fs: Any, path: str, source: str, whole: str) -> Iterator[Placed]:
             begin = file.read(4)
             file.seek(0)
             is_table = path.lower().endswith(PART_SUFFIX) or begin == b"PAR1"
-            for where, image_id, uri in _table_rows(file) if is_table else _text_rows(file):
-                yield where + name, image_id, uri
+            rows = _table_rows(file, columns) if is_table else _text_rows(file, columns)
+            for where, image_id, uri, further in rows:
+                yield where + name, image_id, uri, further
     except ListError as error:
         raise SettingsError(f"the manifest {source}{name} {error}") from error
     except SaffError:
@@ -136,35 +147,36 @@ class ListError(Exception):
     """What is wrong in a list: the end of a sentence that begins with its name."""
 
 
-def _wanted(columns: Sequence[str]) -> list[int]:
-    """Places of the columns image_id and uri."""
+def _wanted(columns: Sequence[str], further: Sequence[str] = ()) -> list[int]:
+    """Places of the columns image_id and uri, and of further ones."""
     names = [name.strip() for name in columns]
-    if missing := [name for name in MANIFEST.names if name not in names]:
+    wanted = [*MANIFEST.names, *further]
+    if missing := [name for name in wanted if name not in names]:
         raise ListError(
             f"has no column {' and no column '.join(missing)}; it has "
             f"{', '.join(map(repr, columns)) or 'none'}"
         )
-    if twice := [name for name in MANIFEST.names if names.count(name) > 1]:
+    if twice := [name for name in wanted if names.count(name) > 1]:
         raise ListError(f"has the column {twice[0]} twice, in {', '.join(map(repr, columns))}")
-    return [names.index(name) for name in MANIFEST.names]
+    return [names.index(name) for name in wanted]
 
 
 # Text
 
 
-def _text_rows(file: Any) -> Iterator[Placed]:
+def _text_rows(file: Any, columns: Sequence[str] = ()) -> Iterator[Placed]:
     """Rows of a CSV file, and the line of each."""
     text = _decoded(file)
     try:
-        yield from _lines_rows(Lines(text))
+        yield from _lines_rows(Lines(text), columns)
     finally:
         if not text.closed:  # by whoever opened the file, where nobody reads to the end
             text.detach()
 
 
-def _lines_rows(lines: "Lines") -> Iterator[Placed]:
+def _lines_rows(lines: "Lines", columns: Sequence[str]) -> Iterator[Placed]:
     header, delimiter = _header(lines)
-    places = _wanted(header)
+    places = _wanted(header, columns)
     padded = any(name != name.strip() for name in header)  # "image_id, uri"
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=padded)
@@ -193,7 +205,9 @@ def _lines_rows(lines: "Lines") -> Iterator[Placed]:
             )
         if len(record) <= max(places):
             raise ListError(f"has too few fields in {where}: {lines.shown()}")
-        image_id, uri = (record[place].strip() if padded else record[place] for place in places)
+        image_id, uri, *values = (
+            record[place].strip() if padded else record[place] for place in places
+        )
         for name, value in zip(MANIFEST.names, (image_id, uri), strict=True):
             if value != _visible(value) or "\n" in value or "\r" in value:
                 raise ListError(
@@ -201,7 +215,7 @@ def _lines_rows(lines: "Lines") -> Iterator[Placed]:
                     "character without width that is hardly meant; remove it, or write the list "
                     "as Parquet"
                 )
-        yield where, image_id, uri
+        yield where, image_id, uri, dict(zip(columns, values, strict=True))
 
 
 def _decoded(file: Any) -> io.TextIOWrapper:
@@ -313,17 +327,17 @@ def _visible(value: str) -> str:
 # Parquet
 
 
-def _table_rows(file: Any) -> Iterator[Placed]:
+def _table_rows(file: Any, columns: Sequence[str] = ()) -> Iterator[Placed]:
     """Rows of a Parquet file, and the number of each."""
     table = pq.ParquetFile(file)
-    columns = table.schema_arrow.names
-    names = [columns[place] for place in _wanted(columns)]
+    found = table.schema_arrow.names
+    names = [found[place] for place in _wanted(found, columns)]
     number = 0
     for batch in table.iter_batches(ROWS_AT_ONCE, columns=names):
         plain = [_plain_values(batch.schema.field(name), batch.column(name)) for name in names]
-        for image_id, uri in zip(*plain, strict=True):
+        for image_id, uri, *values in zip(*plain, strict=True):
             number += 1
-            yield f"row {number}", image_id, uri
+            yield f"row {number}", image_id, uri, dict(zip(columns, values, strict=True))
 
 
 def _plain_values(about: pa.Field, column: pa.Array) -> list[Any]:
@@ -363,9 +377,10 @@ class Checker:
 
     def __call__(self, placed: Placed) -> Row:
         """Give the manifest row."""
-        where, image_id, uri = placed
-        if not (fault := self._fault(image_id, uri)):
-            return {"image_id": image_id, "uri": self.absolute(uri) if uri else ""}
+        where, image_id, uri, further = placed
+        if not (fault := self._fault(image_id, uri) or _further_fault(further)):
+            row = {"image_id": image_id, "uri": self.absolute(uri) if uri else ""}
+            return row | {"columns": json.dumps(further)} if further else row
         shown = redact(uri) if isinstance(uri, str) else uri
         raise SettingsError(
             f"the manifest {self.source} has in {where} the row image_id={image_id!r}, "
@@ -393,6 +408,16 @@ class Checker:
         except SettingsError as error:
             return str(error)
         return ""
+
+
+def _further_fault(further: Row) -> str:
+    """What is wrong with the columns that are kept; empty for good ones."""
+    for name, value in further.items():
+        if not isinstance(value, str | int | float | None):
+            return f"{name} must be text, a number or a truth value, got {type(value).__name__}"
+        if isinstance(value, float) and not math.isfinite(value):
+            further[name] = None  # JSON has no other word
+    return ""
 
 
 def _absolute(fs: Any, base: str, uri: str) -> str:

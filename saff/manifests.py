@@ -5,6 +5,7 @@ same name (what was found).  A shard appears whole or not at all and its name sa
 holds, so resuming is a comparison of two listings, and no image is ever there twice.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, islice, takewhile
@@ -15,7 +16,7 @@ from saff import layout
 from saff.errors import SettingsError
 from saff.ids import Ids
 from saff.layout import OWN_NAMES, PART_SUFFIX, Stage, part_name
-from saff.shards import MANIFEST, Row, open_writer, read_all_rows, read_rows
+from saff.shards import LISTED, MANIFEST, Row, open_writer, read_all_rows, read_rows
 from saff.storage import Folder, read_each
 
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
@@ -113,8 +114,9 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> Intake:
 
 def _table_bytes(rows: list[Row]) -> bytes:
     stream = pa.BufferOutputStream()
-    with open_writer(stream, MANIFEST) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, MANIFEST))
+    schema = LISTED if any("columns" in row for row in rows) else MANIFEST
+    with open_writer(stream, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema))
     data: bytes = stream.getvalue().to_pybytes()
     return data
 
@@ -140,7 +142,7 @@ def known_ids(output: Folder) -> Ids:
     renewed = {*layout.addresses(output).names(PART_SUFFIX)}
 
     def read(folder: Folder, name: str) -> list[tuple[str, str]]:
-        rows = list(read_rows(folder, name))
+        rows = list(read_rows(folder, name, MANIFEST.names))
         if name in renewed:
             rows = _renewed(rows, read_all_rows(layout.addresses(output), name))
         return [(row["image_id"], row["uri"]) for row in rows]
@@ -173,11 +175,23 @@ def new_rows(output: Folder, rows: Iterable[Row], ids: Ids | None = None) -> Ite
 
 def read_part(output: Folder, name: str) -> list[Row]:
     """Images of a part of the manifest, each with the address that was named last."""
-    rows = read_all_rows(layout.manifest(output), name)
+    rows = read_all_rows(layout.manifest(output), name, MANIFEST.names)
     addresses = layout.addresses(output)
     if not addresses.exists(name):
         return rows
     return _renewed(rows, read_all_rows(addresses, name))
+
+
+def listed_columns(output: Folder, name: str) -> dict[str, Row]:
+    """Further columns that the list has of the images of a part, by image id.
+
+    Images of a run whose list has no such columns are not in it.
+    """
+    manifest = layout.manifest(output)
+    if not manifest.exists(name):
+        return {}
+    rows = read_all_rows(manifest, name)
+    return {row["image_id"]: json.loads(row["columns"]) for row in rows if row.get("columns")}
 
 
 def later_addresses(addresses: Folder, name: str) -> dict[str, list[str]]:

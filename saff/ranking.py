@@ -14,6 +14,7 @@ from saff.errors import StorageError
 from saff.exports.shapes import connected_components
 from saff.kept import Large, read_kept, require_columns
 from saff.layout import PART_SUFFIX, Stage
+from saff.manifests import listed_columns
 from saff.marks import Marks
 from saff.quality import mask_iou
 from saff.rows import decode_map, parts_of
@@ -63,9 +64,17 @@ def rank(output: Folder, stage: str, marks: Marks) -> pa.Table:
     tables = []
     for part in parts_of(output, stage):
         rows = [row | _mark(row, marks) for row in _part_rows(output, stage, part)]
-        tables.append(pa.Table.from_pylist(rows, SCHEMA))
+        further = listed_columns(output, part)
+        names = {f"list_{name}" for columns in further.values() for name in columns}
+        fields = [*SCHEMA, *((name, pa.string()) for name in sorted(names))]
+        for row in rows:
+            columns = further.get(row["image_id"], {})
+            row |= {f"list_{n}": None if v is None else str(v) for n, v in columns.items()}
+        tables.append(pa.Table.from_pylist(rows, pa.schema(fields)))
     order = [("trust", "ascending"), ("image_id", "ascending")]
-    return pa.concat_tables(tables).sort_by(order)  # null, of images that failed, is last
+    return pa.concat_tables(tables, promote_options="default").sort_by(
+        order
+    )  # null, of images that failed, is last
 
 
 def _mark(row: Row, marks: Marks) -> Row:

@@ -16,6 +16,8 @@ from saff.storage import Folder, with_retries
 
 Row = dict[str, Any]
 MANIFEST = pa.schema([("image_id", pa.string()), ("uri", pa.string())])
+LISTED = pa.schema([*MANIFEST, ("columns", pa.string())])
+"""A part of the manifest whose list has further columns that are kept, as JSON."""
 IMAGE_AND_MASK = [  # what the rows of every stage begin with
     ("image_id", pa.string()),
     ("uri", pa.string()),
@@ -49,7 +51,7 @@ PREDICTIONS = pa.schema(
 )
 ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
 IDS_AT_ONCE = 65_536  # values of one column that a reader takes at once
-SCHEMAS = (MANIFEST, PSEUDO_LABELS, PREDICTIONS)
+SCHEMAS = (LISTED, PSEUDO_LABELS, PREDICTIONS)
 TYPES = {field.name: field.type for schema in SCHEMAS for field in schema}
 
 

@@ -8,6 +8,7 @@ import typer
 from saff import layout
 from saff.cli.options import (
     MINUTES,
+    ColumnsOption,
     ConfigOption,
     ImagesOption,
     KeepOption,
@@ -70,6 +71,7 @@ def label(
     take_over: TakeOverOption = False,
     private: PrivateOption = False,
     schemes: SchemeOption = None,
+    columns: ColumnsOption = None,
 ) -> None:
     """Label images: write a pseudo label for each to Parquet files.
 
@@ -80,7 +82,13 @@ def label(
     refuse_relative(output)
     chosen, folder, kept = read_config(config), Folder.at(output), check_kept(keep or ())
     images_of = open_source(
-        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+        source,
+        images,
+        manifest=manifest,
+        output=folder,
+        private=private,
+        schemes=schemes,
+        columns=columns,
     )
     share = Share.read(part)
     from saff import cluster  # Ray takes seconds to import; a mistake above is reported at once
@@ -124,6 +132,7 @@ def manifest(
     output: NewOutputOption = ...,  # type: ignore[assignment]
     private: PrivateOption = False,
     schemes: SchemeOption = None,
+    columns: ColumnsOption = None,
 ) -> None:
     """Take images into an output without labelling them, so that several jobs can share them.
 
@@ -133,7 +142,13 @@ def manifest(
     refuse_relative(output)
     folder = Folder.at(output)
     images_of = open_source(
-        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+        source,
+        images,
+        manifest=manifest,
+        output=folder,
+        private=private,
+        schemes=schemes,
+        columns=columns,
     )
     claim_source(folder, images_of.name)
     with with_brief_retries(folder.uri):

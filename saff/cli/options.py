@@ -104,6 +104,15 @@ RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Try again the images that have failed.")
 ]
 
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME",
+        help="Further column of the list of images to keep beside the results; repeat for more.",
+    ),
+]
+
 KeepOption = Annotated[
     list[Large] | None,
     typer.Option(
@@ -229,6 +238,7 @@ def open_source(
     output: Folder | None = None,
     private: bool = False,
     schemes: list[str] | None = None,
+    columns: list[str] | None = None,
 ) -> Source:
     """Open the one source of images that was named: a folder, prefix, glob or file, or a manifest.
 
@@ -249,7 +259,9 @@ def open_source(
             f"{redact(uri)} is no image but a table; if it is a list of images: --manifest {uri}"
         )
     access = Access.of_source(uri, private=private, schemes=schemes or ())
-    rows = read_manifest(uri, access) if manifest else list_images(uri, output)
+    if columns and not manifest:
+        raise SettingsError("--columns are those of a list of images; name one with --manifest")
+    rows = read_manifest(uri, access, columns or ()) if manifest else list_images(uri, output)
     name = describe_source(Folder.at(uri).uri, is_manifest=manifest is not None)
     return Source(name=name, rows=rows, access=access)
 

@@ -20,7 +20,7 @@ from saff.manifests import new_rows
 from saff.plan import WHOLE, Share, plan_stage, require_manifest
 from saff.progress import duration
 from saff.runs import is_claimed
-from saff.shards import Row, read_rows
+from saff.shards import MANIFEST, Row, read_rows
 from saff.storage import Folder, as_storage_error, with_brief_retries
 
 Item = TypeVar("Item")
@@ -89,7 +89,7 @@ def measure(
     seconds = read = written = 0.0
     for row in rows:
         start = time.perf_counter()
-        labelled = label_row(**row, config=config, reader=reader, kept=kept)
+        labelled = label_row(row["image_id"], row["uri"], config, reader, kept)
         seconds += time.perf_counter() - start
         written += sum(len(v) for v in labelled.values() if isinstance(v, bytes))
         read += len(reader.read(row["uri"])) if labelled["sha256"] else 0
@@ -166,7 +166,7 @@ def preview(
         now = plan_stage(output, retry_failed=retry_failed, share=share)
     manifest = layout.manifest(output)
     parts = choose(now.parts, sample)  # of one image each: enough of them for a sample
-    known = [row for name in parts for row in choose(read_rows(manifest, name), 1)]
+    known = [row for name in parts for row in choose(read_rows(manifest, name, MANIFEST.names), 1)]
     fresh = Counted(new_rows(output, rows) if share == WHOLE else ())
     with as_storage_error(output.uri):
         new = choose(fresh, sample)

@@ -93,6 +93,8 @@ def image_entry(result: Result) -> Entry:
         entry["coco_url"] = redact(result.url)
     if result.quality is not None:
         entry["quality"] = result.quality
+    if result.columns:
+        entry["columns"] = result.columns
     return entry
 
 

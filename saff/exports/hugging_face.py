@@ -21,6 +21,7 @@ COLUMNS = {
     "height": pa.int32(),
     "quality": pa.float64(),
     "sha256": pa.string(),
+    "columns": pa.string(),
 }
 CARD = "README.md"
 CARD_TEXT = """\
@@ -112,4 +113,5 @@ def row_of(result: Result) -> dict[str, Any]:
         "height": height,
         "quality": result.quality,
         "sha256": result.row["sha256"],
+        "columns": json.dumps(result.columns) if result.columns else None,
     }

@@ -81,7 +81,7 @@ def task_of(result: Result) -> dict[str, Any]:
     if result.quality is not None:
         prediction["score"] = result.quality
     return {
-        "data": {"image": result.url, "image_id": result.image_id},
+        "data": {**result.columns, "image": result.url, "image_id": result.image_id},
         "predictions": [prediction],
     }
 

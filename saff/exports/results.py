@@ -1,6 +1,6 @@
 """One stored row as an export shows it: its mask, its confidence, its photograph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import cv2
@@ -64,12 +64,15 @@ class Result:
         Threshold and the like.
     photograph : bytes
         The photograph's file as it is; empty where the format needs none.
+    columns : dict
+        Further columns of the list of images that the run keeps.
     """
 
     row: Row
     stem: str
     settings: Settings = Settings()
     photograph: bytes = b""
+    columns: Row = field(default_factory=dict)
 
     @property
     def image_id(self) -> str:

@@ -20,6 +20,7 @@ from saff.exports.sink import Sink
 from saff.ids import is_safe_id
 from saff.layout import PART_SUFFIX, Stage
 from saff.lease import leased
+from saff.manifests import listed_columns
 from saff.marks import Mark, Only, digest, is_chosen, read_marks
 from saff.overwriting import refuse_inputs
 from saff.photographs import Photographs
@@ -230,7 +231,7 @@ class Export:
         form = load_format(self.format, matting=self.matting)
         kept = set(json.loads(task["keep_extension"]))
         form.write_part(
-            self._results(rows, kept, form.needs_photograph, summary), _stem(part), sink
+            self._results(part, rows, kept, form.needs_photograph, summary), _stem(part), sink
         )
         sink.close()
         for name in {*known.get(part, {}).get("files", ())}.difference(sink.names):
@@ -242,9 +243,15 @@ class Export:
         return {"part": part, "images": len(rows), "failed": failed, "kept": 0}
 
     def _results(
-        self, rows: Iterable[Row], kept: set[str], with_photograph: bool, summary: ExportSummary
+        self,
+        part: str,
+        rows: Iterable[Row],
+        kept: set[str],
+        with_photograph: bool,
+        summary: ExportSummary,
     ) -> Iterator[Result]:
         """Results of the rows that have one; the others are counted."""
+        further = listed_columns(self.output, part)
         marks = {} if self.only is Only.ALL else read_marks(self.output)
         for row in rows:
             image_id = row["image_id"]
@@ -258,7 +265,8 @@ class Export:
                 photograph = summary.photographs.read_file(row) if with_photograph else b""
                 if photograph is not None:
                     stem = image_id if image_id in kept else without_extension(image_id)
-                    yield Result(row, stem, self.settings, photograph)
+                    columns = further.get(image_id, {})
+                    yield Result(row, stem, self.settings, photograph, columns)
 
     # The end
 

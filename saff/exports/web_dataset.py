@@ -59,6 +59,8 @@ def files_of(result: Result) -> dict[str, bytes]:
     height, width = result.shape
     about = {"image_id": result.image_id, "width": width, "height": height}
     about |= {"quality": result.quality, "sha256": result.row["sha256"]}
+    if result.columns:
+        about["columns"] = result.columns
     return {
         f"{key}.{result.extension}": result.photograph,
         f"{key}.mask.png": result.mask_png,

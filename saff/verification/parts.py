@@ -12,7 +12,7 @@ from saff.errors import SaffError, StorageError
 from saff.kept import ALL, Large, read_kept
 from saff.layout import Stage
 from saff.manifests import later_addresses
-from saff.shards import MANIFEST, Row
+from saff.shards import LISTED, MANIFEST, Row
 from saff.storage import Folder, as_storage_error
 from saff.verification.files import DamagedError, schema_of, stored_rows
 from saff.verification.findings import Faults, Totals
@@ -46,7 +46,7 @@ class VerifyPart:
         counts: dict[str, Totals] = {}
         digests: dict[str, dict[str, str]] = {}
         try:
-            manifest = list(stored_rows(layout.manifest(self.output), part, MANIFEST))
+            manifest = list(stored_rows(layout.manifest(self.output), part, MANIFEST, LISTED))
         except DamagedError as error:  # which images its shards are to hold is not known
             manifest = []
             faults.add(f"{self.output.uri}/manifest/{part}: {error}", part)
