@@ -1,16 +1,38 @@
 """An export as a job: its parts mapped on Ray, each one written by a task of its own."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from saff.cluster.mapping import count_done, map_parts
+from saff.cluster.metrics import count_part
 from saff.cluster.resources import start_ray
 from saff.exports.run import LEASE, Export
 from saff.lease import Lease, leased
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
 from saff.shards import Row
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPart:
+    """Export one part and count it; a callable that Ray maps over parts.
+
+    Attributes
+    ----------
+    export : Export
+        What is exported, and where to.
+    """
+
+    export: Export
+
+    def __call__(self, task: Row) -> Row:
+        """Write the files of ``task["part"]``."""
+        start = time.monotonic()
+        done = self.export.do_part(task)
+        count_part(LEASE, done["images"], {}, time.monotonic() - start)
+        return done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +81,7 @@ class ExportJob:
         if todo.parts:
             start_ray()
             tasks = self.export.tasks(todo.parts)
-            results = map_parts(self.export.do_part, tasks, patience=self.patience)
+            results = map_parts(ExportPart(self.export), tasks, patience=self.patience)
             count_done("export", todo, self._while_leased(results))
 
     def _while_leased(self, results: Iterator[Row]) -> Iterator[Row]:

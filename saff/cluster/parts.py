@@ -5,6 +5,8 @@ name in the folder of a stage.  A task that dies leaves nothing behind, one that
 the same bytes to the same place; so whatever is killed, every image has one row.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import pyarrow as pa
 
 from saff.cluster import quarantine
 from saff.cluster.image_rows import begin_row
+from saff.cluster.metrics import count_part
 from saff.cluster.quarantine import Note, begin
 from saff.manifests import read_part
 from saff.retries import BRIEF, retry_limit
@@ -59,19 +62,26 @@ class PartWriter:
         together : int
             Manifest rows that it is given at once, at most.
         """
-        part = task["part"]
+        part, start = task["part"], time.monotonic()
+        failures: Counter[str] = Counter()
         note = begin(self.folder, part, task.get("job", ""))
         try:
-            count, failed, kept = self._write(part, work, together, note)
+            count, failed, kept = self._write(part, work, together, note, failures)
         except Exception:  # reported by itself: no process has died
             with suppress(Exception), retry_limit(BRIEF):
                 note.done()
             raise
         note.done()
+        count_part(self.name, count - kept, failures, time.monotonic() - start)
         return {"part": part, "images": count, "failed": failed, "kept": kept}
 
     def _write(
-        self, part: str, work: Callable[[list[Row]], Iterable[Row]], together: int, note: Note
+        self,
+        part: str,
+        work: Callable[[list[Row]], Iterable[Row]],
+        together: int,
+        note: Note,
+        failures: Counter[str],
     ) -> tuple[int, int, int]:
         done = {}
         if self.folder.exists(part):
@@ -80,7 +90,8 @@ class PartWriter:
         manifest = iter(read_part(self.output, part))
         chunks = iter(lambda: list(islice(manifest, 1 if note.again else together)), [])
         fresh = chain.from_iterable(self._rows(chunk, done, work, note) for chunk in chunks)
-        return *write_rows(self.folder, part, fresh, self.schema), len(done)
+        counted = _counted(fresh, failures)
+        return *write_rows(self.folder, part, counted, self.schema), len(done)
 
     def _rows(
         self,
@@ -102,3 +113,11 @@ class PartWriter:
     def _left_out(self, manifest_row: Row) -> Row:
         row = begin_row(manifest_row, self.schema)
         return row | {"error": quarantine.ERROR, "error_kind": quarantine.KIND}
+
+
+def _counted(rows: Iterable[Row], failures: Counter[str]) -> Iterator[Row]:
+    """Rows as they are; those that hold an error are counted by its kind."""
+    for row in rows:
+        if row["error_kind"] is not None:
+            failures[row["error_kind"]] += 1
+        yield row
