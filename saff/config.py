@@ -317,7 +317,7 @@ def default() -> Config:
 
 def fast() -> Config:
     """Settings at a lower cost than :func:`default`: smaller inputs, fewer superpixels, no cut."""
-    return Config(encoder_side=384, superpixel_count=300, working_side=256, outline="none")
+    return Config(encoder_side=320, superpixel_count=300, working_side=256, outline="none")
 
 
 def best() -> Config:
