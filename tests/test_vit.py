@@ -117,7 +117,7 @@ def test_what_an_encoder_does_not_give_is_named(weights, photographs, small):
     message = "gives feature levels and attention but no class scores"
     with pytest.raises(SettingsError, match=message):
         label_image(photographs["coffee"], no_classes)
-    with pytest.raises(SettingsError, match="gives class scores and feature levels but no attent"):
+    with pytest.raises(SettingsError, match="gives feature levels but no attention"):
         label_image(photographs["coffee"], dataclasses.replace(small, semantic_unary="attention"))
 
 
