@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from saff import config
+from saff.cli import app
 from saff.cli.commands import COMMANDS, load as load_command
 from saff.config import Config, Inference, Training
 from saff.errors import SettingsError
@@ -385,6 +387,12 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout
     assert done.stderr == "[]\n"
+
+
+def test_a_command_that_is_misspelt_is_corrected():
+    done = CliRunner().invoke(app, ["segmnt", "photo.jpg"])
+    assert done.exit_code == 2
+    assert "Did you mean 'segment'?" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

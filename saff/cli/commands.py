@@ -68,16 +68,16 @@ class Commands(TyperGroup):
     lists_names = False
     """Whether names and summaries are enough: while the help of the program is written."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Names, in the order of the help."""
-        return [*COMMANDS]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {  # what lists and suggestions need
+            name: TyperCommand(name, help=place.summary) for name, place in COMMANDS.items()
+        }
 
     def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
         """Import a command; None if there is none of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        if self.lists_names:
-            return TyperCommand(cmd_name, help=COMMANDS[cmd_name].summary)
+        if self.lists_names or cmd_name not in COMMANDS:
+            return cast(TyperCommand | None, self.commands.get(cmd_name))
         return load(cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
