@@ -20,6 +20,8 @@ from saff.shards import LISTED, MANIFEST, Row, open_writer, read_all_rows, read_
 from saff.storage import Folder, read_each
 
 SMALLEST_PART, LARGEST_PART = 2, 1024  # images per part: little work lost, few files
+SMALL_PART = 8  # from here on, what a task costs beside its images hardly shows
+FEWEST_PARTS = 25  # of a small list, before its parts grow to that
 PARTS_WANTED = 256  # enough to keep many workers busy to the end
 LOOK_AHEAD = 65_536  # images listed before the size of a part is chosen
 
@@ -91,9 +93,7 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> Intake:
     ids = known_ids(output)
     fresh = new_rows(output, rows, ids)
     buffer = list(islice(fresh, LOOK_AHEAD))
-    size = min(max(len(buffer) // PARTS_WANTED, SMALLEST_PART), LARGEST_PART)
-    if len(buffer) == LOOK_AHEAD:
-        size = LARGEST_PART
+    size = LARGEST_PART if len(buffer) == LOOK_AHEAD else part_size(len(buffer))
     added = without_address = 0
     fresh = chain(buffer, fresh)
     free = (name for name in map(part_name, count(len(names))) if name not in names)
@@ -110,6 +110,18 @@ def extend_manifest(output: Folder, rows: Iterable[Row]) -> Intake:
         without_address += sum(not row["uri"] for row in part)
     renewed, kept = renew_addresses(output, ids)
     return Intake(added, renewed, kept, without_address)
+
+
+def part_size(images: int) -> int:
+    """Images in a part of a list of so many, from 2 to 1024.
+
+    Examples
+    --------
+    >>> [part_size(images) for images in (9, 100, 1000, 10_000, 1_000_000)]
+    [2, 4, 8, 39, 1024]
+    """
+    small = min(images // FEWEST_PARTS, SMALL_PART)
+    return min(max(images // PARTS_WANTED, small, SMALLEST_PART), LARGEST_PART)
 
 
 def _table_bytes(rows: list[Row]) -> bytes:

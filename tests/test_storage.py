@@ -426,7 +426,14 @@ def test_the_manifest_grows_by_what_is_new(folder):
 
 @pytest.mark.parametrize(
     ("images", "sizes"),
-    [(1, [1]), (3, [2, 1]), (768, [3] * 256), (5000, [1024, 1024, 1024, 1024, 904])],
+    [
+        (1, [1]),
+        (3, [2, 1]),
+        (100, [4] * 25),
+        (768, [8] * 96),
+        (3072, [12] * 256),
+        (5000, [1024, 1024, 1024, 1024, 904]),
+    ],
 )
 def test_parts_are_small_for_few_images_and_never_large(tmp_path, monkeypatch, images, sizes):
     monkeypatch.setattr(manifests, "LOOK_AHEAD", 4000)
@@ -759,7 +766,7 @@ def test_a_file_system_without_links_creates_once_too(tmp_path, monkeypatch):
 
 
 def test_a_second_intake_at_the_same_time_ends_one_and_doubles_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifests, "LOOK_AHEAD", 1000)  # parts of 1024; for what is left, of 3
+    monkeypatch.setattr(manifests, "LOOK_AHEAD", 1000)  # parts of 1024; for what is left, of 8
     output = Folder.at(str(tmp_path))
     rows = [{"image_id": f"{n}.jpg", "uri": f"/photos/{n}.jpg"} for n in range(2000)]
 
