@@ -4,17 +4,16 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is still being loaded is one line, too."""
+    """Run the command line; Ctrl-C is one line, also while it is still being loaded."""
+    said = "interrupted before anything was done"
     try:
-        from saff.cli import INTERRUPTED, main as command_line
-    except KeyboardInterrupt:
-        print("saff: interrupted before anything was done", file=sys.stderr)
-        sys.exit(130)  # as INTERRUPTED, which may not be there yet
-    try:
+        from saff.cli import main as command_line
+
+        said = "interrupted; what is done stays"
         command_line()
-    except KeyboardInterrupt:  # before or after typer, which catches it
-        print("saff: interrupted; what is done stays", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:  # typer catches it while a command runs
+        print(f"saff: {said}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from math import gcd
+from typing import TypeVar
 
 from saff import layout
 from saff.errors import SaffError, SettingsError, StorageError
 from saff.plan import WHOLE, Share
 from saff.storage import Folder, with_brief_retries
 
+Item = TypeVar("Item")
 RENEWAL_SECONDS = 5.0
 LIFETIME_SECONDS = 60.0  # without a renewal, after which a lease is free
 POLL_SECONDS = 1.0
@@ -219,3 +221,29 @@ def leased(
         yield lease
     finally:
         lease.release()
+
+
+class HeldLeases:
+    """Leases that a job holds while it is at work; none before and after."""
+
+    def __init__(self) -> None:
+        self._held: list[Lease] = []
+
+    @contextmanager
+    def hold(
+        self, output: Folder, stage: str, share: Share = WHOLE, *, take_over: bool = False
+    ) -> Iterator[None]:
+        """Hold one more while the block runs; as :func:`leased`."""
+        with leased(output, stage, share, take_over=take_over) as lease:
+            self._held.append(lease)
+            try:
+                yield
+            finally:
+                self._held.pop()
+
+    def checked(self, results: Iterator[Item]) -> Iterator[Item]:
+        """Pass results on until another job takes one of them over, which ends this job."""
+        for result in results:
+            for lease in self._held:
+                lease.check()
+            yield result

@@ -21,7 +21,7 @@ from saff.errors import SettingsError, StorageError
 from saff.ids import is_safe_id
 from saff.kept import Large, read_kept, require_columns
 from saff.layout import Stage
-from saff.marks import Only, is_chosen, read_marks
+from saff.marks import Marks, Only, is_chosen, read_marks
 from saff.matting import load_pymatting, matte
 from saff.overwriting import is_same_file, refuse_inputs
 from saff.photographs import Photographs
@@ -78,6 +78,19 @@ class ExportSummary:
         self.not_written += 1
         if len(self.reasons) < LISTED:
             self.reasons.append((image_id, reason))
+
+    def leaves_out(self, row: Row, marks: Marks, only: Only) -> bool:
+        """Whether a row gives no file, and count it; its photograph is not looked at."""
+        image_id = row["image_id"]
+        if row["error_kind"] is not None:
+            self.failed += 1
+        elif not is_chosen(image_id, marks, only):
+            self.not_chosen += 1
+        elif not is_safe_id(image_id):
+            self.refuse(image_id, "its id is no relative path without '..' and empty parts")
+        else:
+            return False
+        return True
 
     def counts(self) -> dict[str, Any]:
         """Counts and reasons as JSON holds them; :meth:`add` takes them in."""
@@ -230,20 +243,17 @@ def export_pictures(
     marks = read_marks(output)
     for row in rows_of(output, stage, with_answer(columns, stage)):
         row.setdefault("confidence", None)
+        if summary.leaves_out(row, marks, only):
+            continue
+        data = _encoded(row, what, threshold, matting, summary)
+        if data is None:
+            continue
         image_id = row["image_id"]
-        if row["error_kind"] is not None:
-            summary.failed += 1
-        elif not is_chosen(image_id, marks, only):
-            summary.not_chosen += 1
-        elif not is_safe_id(image_id):
-            summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
-        elif (data := _encoded(row, what, threshold, matting, summary)) is not None:
-            reason = folder.write(names.name(image_id), data)
-            if reason:
-                summary.refuse(image_id, reason)
-            else:
-                summary.written += 1
-                summary.nothing_found += not has_foreground(row)
+        if reason := folder.write(names.name(image_id), data):
+            summary.refuse(image_id, reason)
+        else:
+            summary.written += 1
+            summary.nothing_found += not has_foreground(row)
     folder.close()
     return summary
 
@@ -312,6 +322,21 @@ def draw(
     return plain, not (matting and foreground_found)
 
 
+def encode_row(
+    row: Row, what: What, image: Image | None, *, threshold: float, matting: bool
+) -> tuple[bytes, bool]:
+    """Draw a row that has a result as :func:`draw` does, and encode it as a PNG file."""
+    drawn, as_wanted = draw(
+        what,
+        levels_of(row),
+        image,
+        threshold=threshold,
+        foreground_found=has_foreground(row),
+        matting=matting,
+    )
+    return encode_picture(drawn), as_wanted
+
+
 def _encoded(
     row: Row, what: What, threshold: float, matting: bool, summary: ExportSummary
 ) -> bytes | None:
@@ -320,15 +345,7 @@ def _encoded(
     if image is None and needs_image(what):
         return None
     try:
-        drawn, as_wanted = draw(
-            what,
-            levels_of(row),
-            image,
-            threshold=threshold,
-            foreground_found=has_foreground(row),
-            matting=matting,
-        )
-        data = encode_picture(drawn)
+        data, as_wanted = encode_row(row, what, image, threshold=threshold, matting=matting)
         summary.not_matted += not as_wanted
         return data
     except (StorageError, ValueError) as error:  # a damaged map, or a size that no encoder takes

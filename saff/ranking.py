@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -150,9 +149,3 @@ def head(ranking: pa.Table, count: int) -> Iterator[str]:
                     f"{agrees}, {image['components']} components, "
                     f"{image['foreground_share']:.0%} foreground"
                 )
-
-
-def mean_trust(ranking: pa.Table) -> float:
-    """Mean trust of the images that have a result."""
-    values = ranking["trust"].drop_null().to_numpy()
-    return float(np.mean(values)) if len(values) else 0.0

@@ -4,7 +4,6 @@ Each page holds its own pictures and script, fetches nothing, and is linked to t
 browser has one page of them in memory however large the run is.
 """
 
-import base64
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray
 from saff.photographs import Photographs
 from saff.pictures import picture
+from saff.report.cards import data_uri
 from saff.report.page import load_template
 from saff.report.text import visible
 from saff.resize import shrink
@@ -111,7 +111,7 @@ def _cards(stage: Folder, images: list[Row], photographs: Photographs) -> Iterat
         drawn, has_photograph = _thumbnail(rows[image["image_id"]], photographs)
         yield Card(
             visible(image["image_id"]),
-            _data_uri(drawn),
+            _jpeg(drawn),
             has_photograph,
             image["trust"],
             image["components"],
@@ -144,7 +144,7 @@ def _thumbnail(row: Row, photographs: Photographs) -> tuple[AnyArray, bool]:
     return picture("overlay", mask, small), True
 
 
-def _data_uri(drawn: AnyArray) -> str:
+def _jpeg(drawn: AnyArray) -> str:
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(drawn[..., ::-1]), options)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+    return data_uri("image/jpeg", data.tobytes())

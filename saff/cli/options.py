@@ -201,7 +201,7 @@ SchemeOption = Annotated[
 
 
 def read_config(name: str) -> "Config":
-    """Read settings by name or from a JSON file, and after it changes: ``fast,outline=0.5``.
+    """Read settings by name or from a file, and after it changes: ``fast,superpixel_count=400``.
 
     Raises
     ------
@@ -221,15 +221,25 @@ def _read_base(name: str) -> "Config":
 
     if name in settings.NAMED:
         return settings.NAMED[name]()
+    missing = f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
+    return settings.from_json(read_named(name, missing))
+
+
+def read_named(name: str, missing: str) -> bytes:
+    """Read a file that a person named, on this machine or in a store.
+
+    Raises
+    ------
+    SettingsError
+        With the words of ``missing``, if there is none.
+    """
     fs, path = locate(name)
     with with_brief_retries(name):
         try:
             data: bytes = with_retries(fs, fs.cat_file, path)
         except NO_FILE:
-            raise SettingsError(
-                f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
-            ) from None
-        return settings.from_json(data)
+            raise SettingsError(missing) from None
+    return data
 
 
 def open_source(

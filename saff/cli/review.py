@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
-from saff.addresses import locate
-from saff.cli.options import Output, PrivateOption, StageOption, access_of_run
+from saff.cli.options import Output, PrivateOption, StageOption, access_of_run, read_named
 from saff.errors import SettingsError, printable
 from saff.layout import Stage
 from saff.marks import Mark, add_marks, read_changes, read_marks, rejected
 from saff.rows import rows_of
-from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
+from saff.storage import Folder
 
 
 def review(
@@ -52,7 +51,9 @@ def review(
     from saff import ranking, review_pages  # they take long to import
 
     run = Folder.at(output)
-    changes: dict[str, Mark | None] = {} if marks is None else read_changes(_read(marks), marks)
+    changes: dict[str, Mark | None] = {}
+    if marks is not None:
+        changes = read_changes(read_named(marks, f"no list of marks at {marks}"), marks)
     changes |= dict.fromkeys(accept or (), Mark.ACCEPTED)
     if both := {*(accept or ())} & {*(reject or ())}:
         raise SettingsError(f"{both.pop()!r} is accepted and rejected; name it once")
@@ -75,13 +76,3 @@ def review(
         f"{table['error_kind'].drop_null().length():,} failed",
         err=True,
     )
-
-
-def _read(name: str) -> bytes:
-    fs, path = locate(name)
-    with with_brief_retries(name):
-        try:
-            data: bytes = with_retries(fs, fs.cat_file, path)
-        except NO_FILE:
-            raise SettingsError(f"no list of marks at {name}") from None
-    return data

@@ -9,7 +9,7 @@ from saff.cluster.mapping import count_done, map_parts
 from saff.cluster.metrics import count_part
 from saff.cluster.resources import start_ray
 from saff.exports.run import LEASE, Export
-from saff.lease import Lease, leased
+from saff.lease import HeldLeases
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
 from saff.shards import Row
@@ -55,7 +55,7 @@ class ExportJob:
     share: Share = WHOLE
     patience: float = PATIENCE
     take_over: bool = False
-    _leases: list[Lease] = field(default_factory=list, init=False)
+    _leases: HeldLeases = field(default_factory=HeldLeases, init=False)
 
     def claim(self) -> None:
         """Bind the folder to this export; errors as of :meth:`saff.exports.run.Export.claim`."""
@@ -69,12 +69,8 @@ class ExportJob:
     def at_work(self) -> Iterator["ExportJob"]:
         """Hold the lease on the share while the block runs, so that no other job does the same."""
         where = self.export.records
-        with leased(where, LEASE, self.share, take_over=self.take_over) as lease:
-            self._leases.append(lease)
-            try:
-                yield self
-            finally:
-                self._leases.pop()
+        with self._leases.hold(where, LEASE, self.share, take_over=self.take_over):
+            yield self
 
     def map(self, todo: Plan) -> None:
         """Export the parts of a plan on Ray; each task writes the files of its part."""
@@ -82,14 +78,7 @@ class ExportJob:
             start_ray()
             tasks = self.export.tasks(todo.parts)
             results = map_parts(ExportPart(self.export), tasks, patience=self.patience)
-            count_done("export", todo, self._while_leased(results))
-
-    def _while_leased(self, results: Iterator[Row]) -> Iterator[Row]:
-        """Pass results on until another job takes the folder over, which ends this one."""
-        for result in results:
-            for lease in self._leases:
-                lease.check()
-            yield result
+            count_done("export", todo, self._leases.checked(results))
 
     def finish(self) -> list[str]:
         """Write what the export has once, such as a merged file, if all parts are written."""

@@ -10,7 +10,7 @@ from saff import layout
 from saff.cluster.mapping import count_done
 from saff.cluster.quarantine import tidy
 from saff.cluster.resources import start_ray
-from saff.lease import Lease, leased
+from saff.lease import HeldLeases
 from saff.manifests import extend_manifest
 from saff.plan import WHOLE, Plan, Share, plan_stage, require_manifest
 from saff.progress import PATIENCE
@@ -60,7 +60,7 @@ class StageJob:
     share: Share = WHOLE
     patience: float = PATIENCE
     take_over: bool = False
-    _leases: list[Lease] = field(default_factory=list, init=False)
+    _leases: HeldLeases = field(default_factory=HeldLeases, init=False)
 
     @contextmanager
     def at_work(self) -> Iterator["StageJob"]:
@@ -71,12 +71,8 @@ class StageJob:
         SettingsError
             If another job is at work on some of these parts.
         """
-        with leased(self.output, self.stage, self.share, take_over=self.take_over) as lease:
-            self._leases.append(lease)
-            try:
-                yield self
-            finally:
-                self._leases.pop()
+        with self._leases.hold(self.output, self.stage, self.share, take_over=self.take_over):
+            yield self
 
     def claim(self) -> None:
         """Bind the output to what decides its content, or check that it is bound to the same.
@@ -105,14 +101,7 @@ class StageJob:
         """Do the parts of a plan on Ray; each task writes its part, whole or not at all."""
         if todo.parts:
             start_ray()
-            count_done(self.verb, todo, self._while_leased(self.map_plan(todo, self.patience)))
-
-    def _while_leased(self, results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Pass results on until another job takes the stage over, which ends this one."""
-        for result in results:
-            for lease in self._leases:
-                lease.check()
-            yield result
+            count_done(self.verb, todo, self._leases.checked(self.map_plan(todo, self.patience)))
 
     def tidy(self) -> None:
         """Remove what processes that died have left, unless other jobs work on the stage."""

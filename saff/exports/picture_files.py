@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator
 from saff import images
 from saff.exports.results import Result
 from saff.exports.sink import Sink
-from saff.picture_export import draw
-from saff.pictures import What, encode_picture, needs_image
-from saff.rows import has_foreground, levels_of
+from saff.picture_export import encode_row
+from saff.pictures import What, needs_image
 
 
 class PictureFiles:
@@ -45,12 +44,7 @@ class PictureFiles:
         photograph = None
         if self.needs_photograph:
             photograph = images.decode(result.photograph, max_pixels=height * width)
-        drawn, as_wanted = draw(
-            self.what,
-            levels_of(result.row),
-            photograph,
-            threshold=result.settings.threshold,
-            foreground_found=has_foreground(result.row),
-            matting=self.matting,
+        threshold = result.settings.threshold
+        return encode_row(
+            result.row, self.what, photograph, threshold=threshold, matting=self.matting
         )
-        return encode_picture(drawn), as_wanted

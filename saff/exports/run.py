@@ -21,7 +21,7 @@ from saff.ids import is_safe_id
 from saff.layout import PART_SUFFIX, Stage
 from saff.lease import leased
 from saff.manifests import listed_columns
-from saff.marks import Mark, Only, digest, is_chosen, read_marks
+from saff.marks import Mark, Only, digest, read_marks
 from saff.overwriting import refuse_inputs
 from saff.photographs import Photographs
 from saff.picture_export import ExportSummary, PictureNames, columns_of_mask, without_extension
@@ -160,10 +160,11 @@ class Export:
         rows = {part: count for part, (count, _) in zip(parts, counts, strict=True)}
         written = self._written(parts)
         left = [part for part in parts if not written.get(part, {}).get("complete")]
+        done = set(parts).difference(left)
         return Plan(
             images=sum(rows.values()),
-            done=sum(rows[part] for part in parts if part not in left),
-            failed=sum(written[part]["left_out"] for part in parts if part not in left),
+            done=sum(rows[part] for part in done),
+            failed=sum(written[part]["left_out"] for part in done),
             parts=left,
             left=sum(rows[part] for part in left),
             verb="exported",
@@ -254,19 +255,14 @@ class Export:
         further = listed_columns(self.output, part)
         marks = {} if self.only is Only.ALL else read_marks(self.output)
         for row in rows:
-            image_id = row["image_id"]
-            if row["error_kind"] is not None:
-                summary.failed += 1
-            elif not is_chosen(image_id, marks, self.only):
-                summary.not_chosen += 1
-            elif not is_safe_id(image_id):
-                summary.refuse(image_id, "its id is no relative path without '..' and empty parts")
-            else:
-                photograph = summary.photographs.read_file(row) if with_photograph else b""
-                if photograph is not None:
-                    stem = image_id if image_id in kept else without_extension(image_id)
-                    columns = further.get(image_id, {})
-                    yield Result(row, stem, self.settings, photograph, columns)
+            if summary.leaves_out(row, marks, self.only):
+                continue
+            photograph = summary.photographs.read_file(row) if with_photograph else b""
+            if photograph is not None:
+                image_id = row["image_id"]
+                stem = image_id if image_id in kept else without_extension(image_id)
+                columns = further.get(image_id, {})
+                yield Result(row, stem, self.settings, photograph, columns)
 
     # The end
 

@@ -276,7 +276,7 @@ def colour_map() -> Grey:
 def _jpeg(picture: Pillow.Image) -> str:
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=False)
-    return _data_uri("image/jpeg", stream.getvalue())
+    return data_uri("image/jpeg", stream.getvalue())
 
 
 def _webp(values: AnyArray) -> str:
@@ -285,10 +285,11 @@ def _webp(values: AnyArray) -> str:
     Pillow.fromarray(values).convert("RGB").save(
         stream, "WEBP", lossless=True, method=1, quality=30
     )
-    return _data_uri("image/webp", stream.getvalue())
+    return data_uri("image/webp", stream.getvalue())
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """Address that holds a file itself, so that a page fetches nothing."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

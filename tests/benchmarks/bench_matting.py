@@ -12,18 +12,17 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from bench_label_image import machine
 
 from saff import config, images
-from saff.inference import predict, refine
+from saff.fused_prediction import predict_fused
 from saff.matting import load_pymatting, matte
 from saff.measures import boundary_f
 from saff.network.shipped import load_shipped
-from saff.quality import foreground_found, to_levels
+from saff.quality import to_levels
 from saff.threads import single_thread
 from saff.truth import read_truth
 
@@ -43,14 +42,14 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="take every n-th image")
     args = parser.parse_args()
     load_pymatting()
-    network, settings = load_shipped().network, config.default().inference
+    network, settings = load_shipped().network, config.default()
     pairs, times, nothing, refused = [], [], 0, 0
     for path in sorted(args.images.iterdir())[:: args.every]:
         image = images.read(path)
         truth, valid = read_truth((args.truth / f"{path.stem}.png").read_bytes(), args.truth_format)
-        plain = predict(network, image, replace(settings, refinement="none"))
-        levels = to_levels(refine(settings.refinement, plain, image))
-        if not foreground_found(to_levels(plain), settings.foreground_found_above):
+        ((confidence, found),) = predict_fused(network, [image], settings, None)
+        levels = to_levels(confidence)
+        if not found:
             nothing += 1
             continue
         start = time.process_time()
