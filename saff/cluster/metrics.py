@@ -1,24 +1,37 @@
 """What the workers have done, as metrics of Ray: its dashboard and Prometheus read them.
 
-``saff_images``, ``saff_failed_images`` (with the kind of the error) and ``saff_part_seconds``
-count, for each stage, what the workers of all jobs of a cluster have done since it was started.
+:data:`COUNTERS` count, for each stage, what the workers of all jobs of a cluster have done since it
+was started. ``docs/grafana.json`` is a dashboard of them.
 """
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import ray
 from ray.util.metrics import Counter
 
+COUNTERS: dict[str, dict[str, Any]] = {
+    "saff_images": {
+        "description": "Images done, those that failed among them.",
+        "tag_keys": ("stage",),
+    },
+    "saff_failed_images": {
+        "description": "Images that failed, by the kind of the error.",
+        "tag_keys": ("stage", "kind"),
+    },
+    "saff_part_seconds": {
+        "description": "Seconds that workers spent on parts.",
+        "tag_keys": ("stage",),
+    },
+}
+"""Names, descriptions and labels; Prometheus sees ``ray_`` before and ``_total`` behind a name."""
+
 
 @cache
-def _counters() -> tuple[Counter, Counter, Counter]:
+def _counters() -> dict[str, Counter]:
     """Counters of this process."""
-    return (
-        Counter("saff_images", "Images done, those that failed among them.", ("stage",)),
-        Counter("saff_failed_images", "Images that failed, by kind.", ("stage", "kind")),
-        Counter("saff_part_seconds", "Seconds that workers spent on parts.", ("stage",)),
-    )
+    return {name: Counter(name, **how) for name, how in COUNTERS.items()}
 
 
 def count_part(stage: str, images: int, failures: Mapping[str, int], seconds: float) -> None:
@@ -37,9 +50,9 @@ def count_part(stage: str, images: int, failures: Mapping[str, int], seconds: fl
     """
     if not ray.is_initialized():
         return
-    done, failed, spent = _counters()
+    counters = _counters()
     if images:
-        done.inc(images, {"stage": stage})
+        counters["saff_images"].inc(images, {"stage": stage})
     for kind, count in failures.items():
-        failed.inc(count, {"stage": stage, "kind": kind})
-    spent.inc(max(seconds, 1e-6), {"stage": stage})
+        counters["saff_failed_images"].inc(count, {"stage": stage, "kind": kind})
+    counters["saff_part_seconds"].inc(max(seconds, 1e-6), {"stage": stage})
