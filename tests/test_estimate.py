@@ -5,8 +5,10 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from saff.cluster.estimate import choose, describe_estimate, measure, preview
+from saff.cluster.estimate import Work, choose, describe_estimate, measure, preview
+from saff.cluster.image_rows import ALONE
 from saff.errors import SettingsError
+from saff.kept import ALL
 from saff.manifests import extend_manifest
 from saff.plan import WHOLE, Share
 from saff.sources import list_images
@@ -30,16 +32,29 @@ def test_each_is_as_likely(monkeypatch):
     assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
 
 
-def test_a_sample_is_what_the_images_are(corpus, small):
+def test_a_sample_is_what_the_images_are(corpus, finished, small, tmp_path):
     rows = [row for row in list_images(str(corpus)) if row["image_id"].startswith("chelsea")]
-    sample = measure(rows * 2, small)
+    labelling = Work.labelling(small, ALONE, ALL)
+    sample = measure(rows * 2, labelling)
     assert sample.images == 2
     assert sample.read == (corpus / "chelsea ü.png").stat().st_size
     assert 0 < sample.seconds < 30
     assert 1000 < sample.written < 200 * 133 * 4
-    missing = measure([{"image_id": "x", "uri": str(corpus / "none.jpg")}], small)
-    assert (missing.read, missing.written) == (0, 0)
+    missing = measure([{"image_id": "x", "uri": str(corpus / "none.jpg")}], labelling)
+    assert missing.read == 0
+    assert missing.written < sample.written
     assert "0 bytes read" in describe_estimate(missing, 10, 1, None)
+
+
+def test_bytes_written_are_those_of_a_part(corpus, finished, small):
+    rows = list(list_images(str(corpus)))
+    parts = finished / "pseudo_labels"
+    stored = sum(len(parts.read(name)) for name in parts.names(".parquet"))
+    sample = measure(rows, Work.labelling(small, ALONE, ALL))
+    # one file in place of several: what a file has besides its rows is about 6 kB
+    assert sample.written * len(rows) == pytest.approx(stored, rel=0.5)
+    alone = measure(rows, Work.labelling(small, ALONE, frozenset()))
+    assert alone.written < sample.written / 2
 
 
 def test_a_preview_samples_what_is_left(corpus, finished, small, tmp_path):
@@ -56,6 +71,17 @@ def test_a_preview_samples_what_is_left(corpus, finished, small, tmp_path):
     extend_manifest(output, rows)
     assert lines(output, rows)[1].startswith("3 images on one core")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_predictions_are_estimated_beside_labels(corpus, finished, small, tmp_path):
+    rows = list(list_images(str(corpus)))
+    text = preview(str(corpus), rows, finished, small, sample=2, predict=True, cpus=4)
+    labels, all_labels, predictions, all_predictions = text.splitlines()[1:]
+    assert labels.startswith("pseudo labels: 2 images on one core")
+    assert predictions.startswith("predictions: 2 images on one core")
+    assert all_labels.startswith("all of it: 0 s of CPU time, 0 s on 4 CPUs; 0 bytes read")
+    assert "; 0 bytes read" not in all_predictions  # none is predicted
+    assert not finished.exists("predictions")
 
 
 def test_shares_are_disjoint_and_cover_the_run(corpus, small, tmp_path):

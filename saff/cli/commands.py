@@ -16,6 +16,9 @@ class Place(NamedTuple):
 
 COMMANDS = {
     "label": Place("labels", "Label images: write a pseudo label for each to Parquet files."),
+    "plan": Place(
+        "labels", "Estimate what a run will take: time, bytes read and written, and cost."
+    ),
     "manifest": Place(
         "labels",
         "Take images into an output without labelling them, so that several jobs can share them.",

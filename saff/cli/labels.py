@@ -1,4 +1,4 @@
-"""Commands that label images: label, manifest."""
+"""Commands that label images: label, plan, manifest."""
 
 import os
 from typing import Annotated
@@ -32,6 +32,17 @@ from saff.plan import Share
 from saff.runs import claim_source
 from saff.storage import Folder, with_brief_retries
 
+CpusOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Number of CPUs that an estimate is made for; default: those of this machine."
+    ),
+]
+CpuPriceOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Price of one CPU for an hour in dollars, for the cost."),
+]
+
 
 def label(
     source: SourceArgument = None,
@@ -54,18 +65,8 @@ def label(
             min=0, help="Number of images that a dry run labels to estimate time and size."
         ),
     ] = 8,
-    cpus: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of CPUs that a dry run plans for; default: those of this machine."
-        ),
-    ] = None,
-    cpu_price: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Price of one CPU for an hour in dollars, for the cost in a dry run."
-        ),
-    ] = None,
+    cpus: CpusOption = None,
+    cpu_price: CpuPriceOption = None,
     part: PartOption = "1/1",
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
@@ -123,6 +124,49 @@ def label(
     typer.echo(f"done: {done}", err=True)
     if done.failed:
         typer.echo(f"saff report {output} shows why images failed", err=True)
+
+
+def plan(
+    source: SourceArgument = None,
+    images: ImagesOption = None,
+    manifest: ManifestOption = None,
+    output: NewOutputOption = ...,  # type: ignore[assignment]
+    config: ConfigOption = "default",
+    keep: KeepOption = None,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Number of images that are labelled and predicted.")
+    ] = 20,
+    cpus: CpusOption = None,
+    cpu_price: CpuPriceOption = None,
+    private: PrivateOption = False,
+    schemes: SchemeOption = None,
+) -> None:
+    """Estimate what a run will take: time, bytes read and written, and cost; nothing is written.
+
+    Some of the images, chosen at random, are labelled and predicted on one core of this machine,
+    with the network that comes with saff. A training is not in the estimate: it takes the same time
+    however many images there are.
+    """
+    refuse_relative(output)
+    chosen, folder, kept = read_config(config), Folder.at(output), check_kept(keep or ())
+    images_of = open_source(
+        source, images, manifest=manifest, output=folder, private=private, schemes=schemes
+    )
+    from saff import cluster
+
+    lines = cluster.preview(
+        images_of.name,
+        images_of.rows,
+        folder,
+        chosen,
+        sample=sample,
+        cpus=cpus or os.cpu_count() or 1,
+        price=cpu_price,
+        access=images_of.access,
+        kept=kept,
+        predict=True,
+    )
+    typer.echo(lines)
 
 
 def manifest(
