@@ -86,8 +86,11 @@ class Work:
     def labelling(cls, config: Config, reader: ImageReader, kept: frozenset[Large]) -> "Work":
         """Label an image; the models are loaded."""
         load_models(config)
-        how = {"config": config, "reader": reader, "kept": kept}
-        return cls(lambda row: label_row(row["image_id"], row["uri"], **how), PSEUDO_LABELS)
+
+        def do(row: Row) -> Row:
+            return label_row(row["image_id"], row["uri"], config, reader, kept)
+
+        return cls(do, PSEUDO_LABELS)
 
     @classmethod
     def prediction(cls, config: Config, output: Folder, access: Access) -> "Work":
