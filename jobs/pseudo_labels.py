@@ -33,6 +33,7 @@ from saff.cli.options import (
 )
 from saff.cluster import labelling_job, preview
 from saff.kept import check_kept
+from saff.log import say
 from saff.plan import Share
 from saff.storage import Folder
 
@@ -99,7 +100,8 @@ def pseudo_labels(
     with job.at_work():  # no other job does the same parts at the same time
         job.map(todo)  # Ray Data: read, decode, label, encode; each task writes its part
         job.tidy()  # what processes that died have left
-    typer.echo(f"done: {job.plan()}", err=True)
+    done = job.plan()
+    say(f"done: {done}", "done", **done.counts)
 
 
 if __name__ == "__main__":

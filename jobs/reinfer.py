@@ -27,6 +27,7 @@ from saff.cli.options import (
 )
 from saff.cluster.predictions import prediction_job
 from saff.errors import SettingsError
+from saff.log import say
 from saff.plan import Share
 from saff.storage import Folder
 
@@ -85,7 +86,8 @@ def reinfer(
     with job.at_work():  # no other job does the same parts at the same time
         job.map(todo)  # a pool of workers, each with the network; every task writes its part
         job.tidy()  # what processes that died have left
-    typer.echo(f"done: {job.plan()}", err=True)
+    done = job.plan()
+    say(f"done: {done}", "done", **done.counts)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from saff.cli.options import (
 )
 from saff.cluster.training import train_network
 from saff.layout import Stage
+from saff.log import say
 from saff.plan import plan_stage
 from saff.storage import Folder
 
@@ -45,10 +46,7 @@ def train(
     access = access_of_run(folder, private=private)  # the folder is the output of a run
     labels = plan_stage(folder, Stage.PSEUDO_LABELS)  # what there is to learn from
     if labels.left:
-        typer.echo(
-            f"{labels.left:,} images are not labelled yet; the network does not learn from them",
-            err=True,
-        )
+        say(f"{labels.left:,} images are not labelled yet; the network does not learn from them")
     results = train_network(  # from the newest checkpoint to the last step
         folder,
         settings,
@@ -59,7 +57,8 @@ def train(
         take_over=take_over,
         access=access,
     )
-    typer.echo(f"done: {settings.steps:,} steps, weights in {results.folder.uri}", err=True)
+    done = f"done: {settings.steps:,} steps, weights in {results.folder.uri}"
+    say(done, "done", steps=settings.steps)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ def main() -> None:
         said = "interrupted; what is done stays"
         command_line()
     except KeyboardInterrupt:  # typer catches it while a command runs
-        print(f"saff: {said}", file=sys.stderr)
+        from saff.log import ERROR, say
+
+        say(f"saff: {said}", "interrupted", ERROR)
         sys.exit(130)
 
 

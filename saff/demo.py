@@ -10,6 +10,7 @@ from saff import config, images
 from saff.cluster.pipeline import run_pipeline
 from saff.config import Config
 from saff.errors import printable
+from saff.log import say
 from saff.picture_export import export_pictures
 from saff.pictures import What
 from saff.sources import list_images
@@ -55,7 +56,7 @@ def run(output: Path) -> None:
             summary = export_pictures(folder, to, what, stage)
             if not summary.complete:
                 for line in summary.lines(to.uri):
-                    typer.echo(printable(line), err=True)
+                    say(printable(line))
     typer.echo(f"{len(PHOTOGRAPHS)} photographs. Look at")
     typer.echo(f"  {page}")
     typer.echo(f"  {output / 'overlay'}, {output / 'mask'} and {output / 'cutout'}: pseudo labels")

@@ -37,6 +37,16 @@ class Plan:
     left: int
     verb: str = "labelled"
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the line holds, for a program: images that are done are those that did not fail."""
+        return {
+            "images": self.images,
+            "done": self.done - self.failed,
+            "failed": self.failed,
+            "left": self.left,
+        }
+
     def __str__(self) -> str:
         """One line for a person."""
         return (

@@ -1,4 +1,4 @@
-"""A progress line a person can read: live on a terminal, now and then in a job's log."""
+"""A progress line: live on a terminal, now and then in a job's log, where it may be an object."""
 
 import sys
 import time
@@ -6,6 +6,8 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
+
+from saff.log import line_of, structured
 
 LOG_SECONDS = 10.0  # between two lines of a log
 # Seconds without progress that end a job; a part of large images takes half an hour on a slow core.
@@ -25,16 +27,25 @@ class Progress:
         Where to; standard error without it.
     unit : str
         What is counted.
+    stage : str
+        Folder of the results, for a program that reads the log; without it, ``what``.
     """
 
     def __init__(
-        self, what: str, total: int, stream: TextIO | None = None, unit: str = "images"
+        self,
+        what: str,
+        total: int,
+        stream: TextIO | None = None,
+        unit: str = "images",
+        stage: str = "",
     ) -> None:
         self.what = what
+        self.stage = stage or what
         self.total = total
         self.unit = unit
         self.done = self.failed = self.before = 0
         self.note = ""
+        self.figures: dict[str, float] = {}
         self.stream = stream or sys.stderr
         self.start = self.logged = time.monotonic()
         console = Console(file=self.stream)
@@ -44,7 +55,8 @@ class Progress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[line]}"),
         )
-        self.bar = Bar(*columns, console=console) if console.is_terminal else None
+        live = console.is_terminal and not structured()
+        self.bar = Bar(*columns, console=console) if live else None
 
     def __enter__(self) -> "Progress":
         """Start counting."""
@@ -63,34 +75,47 @@ class Progress:
     def advance(self, done: int, failed: int) -> None:
         """Count ``done`` more images, ``failed`` of which hold an error."""
         self.failed += failed
-        self.reach(self.done + done, f"{self.failed} failed")
+        self.reach(self.done + done, f"{self.failed} failed", failed=self.failed)
 
     def resume(self, done: int) -> None:
         """Begin at ``done`` units, which took no time."""
         self.before = done
         self.start = self.logged = time.monotonic()
 
-    def reach(self, done: int, note: str) -> None:
-        """Say that ``done`` units are done, and a few words beside it."""
-        self.done, self.note = done, note
+    def reach(self, done: int, note: str, **figures: float) -> None:
+        """Say that ``done`` units are done, and a few words beside it, with the figures in them."""
+        self.done, self.note, self.figures = done, note, figures
         if self.bar:
             self.bar.update(self.task, completed=self.done, line=self._line())
         elif time.monotonic() - self.logged >= LOG_SECONDS:
             self._log()
 
-    def _line(self) -> str:
+    def _rate(self) -> tuple[float, float]:
+        """Units a second, and the seconds that are left at this rate."""
         seconds = max(time.monotonic() - self.start, 1e-3)
         rate = max(self.done - self.before, 0) / seconds
-        left = max(self.total - self.done, 0) / rate if rate else 0.0
+        return rate, max(self.total - self.done, 0) / rate if rate else 0.0
+
+    def _line(self) -> str:
+        rate, left = self._rate()
         return f"{self.note}, {rate:.1f} {self.unit}/s, {duration(left)} left"
 
     def _log(self) -> None:
         self.logged = time.monotonic()
-        print(
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self._line()}",
-            file=self.stream,
-            flush=True,
+        rate, left = self._rate()
+        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {self._line()}"
+        line = line_of(
+            line,
+            "progress",
+            stage=self.stage,
+            done=self.done,
+            total=self.total,
+            unit=self.unit,
+            **self.figures,
+            per_second=round(rate, 3),
+            seconds_left=round(left),
         )
+        print(line, file=self.stream, flush=True)
 
 
 def duration(seconds: float) -> str:

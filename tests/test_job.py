@@ -1,6 +1,7 @@
 """The job on a real Ray cluster: every image once, the same bytes, whatever is killed."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -90,8 +91,16 @@ def test_a_killed_driver_is_resumed(crops, crop_rows, tmp_path):
         first.send_signal(signal.SIGKILL)
     assert 2 <= len(parts_of(output)) < 52, "the driver was to die in mid-run"
     early = {p: p.stat().st_mtime_ns for p in parts_of(output)}
-    second = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-    assert "done: 104 images: 96 labelled, 8 failed, 0 to do" in second.stderr
+    objects = os.environ | {"SAFF_LOG_FORMAT": "json"}
+    second = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=200, env=objects
+    )
+    log = [json.loads(line) for line in second.stderr.splitlines()]  # Ray's own lines as well
+    assert {entry["output"] for entry in log} == {str(output)}
+    assert {entry["stage"] for entry in log if entry["event"] == "progress"} == {"pseudo_labels"}
+    counts = {"images": 104, "done": 96, "failed": 8, "left": 0}
+    assert log[-1]["message"] == "done: 104 images: 96 labelled, 8 failed, 0 to do in 0 parts"
+    assert {name: log[-1][name] for name in counts} == counts
     assert stored(output) == rows_of_copies(rows, crop_rows)
     assert {p: p.stat().st_mtime_ns for p in early} == early
     assert not list((output / "pseudo_labels").glob(".*"))  # no drafts are left

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from saff import __version__
-from saff.cli.commands import Commands
+from saff.cli.commands import Command, Commands
 from saff.errors import SaffError, printable
+from saff.log import LOG, say, structured
 from saff.retries import what_next
 
 INTERRUPTED = 130  # exit code of typer after Ctrl-C
@@ -53,7 +54,7 @@ def main() -> None:
 def run_alone(command: Callable[..., None]) -> None:
     """Run one command as a program of its own: a job."""
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command()(command)
+    alone.command(cls=Command)(command)
     explain(alone)
 
 
@@ -68,16 +69,24 @@ def explain(program: Callable[[], None]) -> None:
         program()
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("saff: interrupted; what is done stays", file=sys.stderr)
+            say("saff: interrupted; what is done stays", "interrupted", logging.ERROR)
             silence()
         raise
     except SaffError as error:
-        line = str(error)
+        line, kind = str(error), type(error).__name__
     except OSError as error:
-        line = f"{type(error).__name__}: {error}; {what_next(error)}"
+        kind = type(error).__name__
+        line = f"{kind}: {error}; {what_next(error)}"
+    except Exception:  # a defect, of which a log of objects holds the traceback as well
+        if not structured():
+            raise
+        LOG.critical("saff: ended by a defect", exc_info=True, extra={"event": "error"})
+        silence()
+        sys.exit(1)
     else:
         return
-    print(f"saff: {printable(' '.join(line.split()))}", file=sys.stderr)
+    message = f"saff: {printable(' '.join(line.split()))}"
+    say(message, "error", logging.ERROR, kind=kind)
     silence()
     sys.exit(2)
 

@@ -25,6 +25,7 @@ from saff.cli.options import (
 )
 from saff.errors import SettingsError
 from saff.layout import PART_SUFFIX, Stage
+from saff.log import say
 from saff.storage import Folder, with_brief_retries
 
 PARTS_FOR_RAY = 512  # beyond, even small parts take longer than Ray's start
@@ -88,10 +89,10 @@ def evaluate(
     if line := evaluation.describe_nothing_found(summary):
         typer.echo(line)
     for line in evaluation.describe_left_out(summary):
-        typer.echo(line, err=True)
+        say(line)
     if to_do := summary["parts_to_do"]:
-        typer.echo(f"{to_do:,} parts of the manifest are not done yet and not measured", err=True)
-    typer.echo(f"more in {(folder / 'evaluation' / stage.value).uri}", err=True)
+        say(f"{to_do:,} parts of the manifest are not done yet and not measured")
+    say(f"more in {(folder / 'evaluation' / stage.value).uri}")
 
 
 def verify(

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from saff import log
+
 
 class Place(NamedTuple):
     """Where a command is, and the first line of its help."""
@@ -65,6 +67,20 @@ COMMANDS = {
 }
 
 
+class Command(TyperCommand):
+    """A command that says in its log what it is and which run it works on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        command, output = str(ctx.info_name).removesuffix(".py"), ctx.params.get("output")
+        if output and log.structured():
+            from saff.storage import Folder  # takes a while, and only lines of this kind need it
+
+            output = Folder.at(str(output)).uri
+        log.begin(command, output)
+        return super().invoke(ctx)
+
+
 class Commands(TyperGroup):
     """All commands of the program."""
 
@@ -96,5 +112,5 @@ def load(name: str) -> TyperCommand:
     """Import the command of a name."""
     module = import_module(f"saff.cli.{COMMANDS[name].module}")
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    alone.command(name)(getattr(module, name.replace("-", "_")))
+    alone.command(name, cls=Command)(getattr(module, name.replace("-", "_")))
     return cast(TyperCommand, typer.main.get_command(alone))

@@ -20,6 +20,7 @@ from saff.exports import PICTURES
 from saff.exports.results import Settings
 from saff.exports.run import Export, export_here
 from saff.layout import Stage
+from saff.log import say
 from saff.marks import Only
 from saff.picture_export import ExportSummary
 from saff.plan import plan_stage
@@ -180,12 +181,12 @@ def report_export(export: Export, summary: ExportSummary, once: list[str] | None
     """Print what an export has written and left out; the exit code is 1 where files are missing."""
     if overwriting.is_among_images(export.output, export.to.uri):
         note = f"note: {export.to.uri} lies among the images; saff label would label its files, too"
-        typer.echo(printable(note), err=True)
+        say(printable(note))
     noun = "file" if export.format in PICTURES else "image"
     for line in summary.lines(export.to.uri, noun):
-        typer.echo(printable(line), err=True)
+        say(printable(line))
     if left := plan_stage(export.output, export.stage).left:
-        typer.echo(f"{left:,} images of the run have no result yet and are not exported", err=True)
+        say(f"{left:,} images of the run have no result yet and are not exported")
     for name in once or ():
         typer.echo(printable(f"{export.to.uri}/{name}"))
     if not summary.complete:

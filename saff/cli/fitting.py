@@ -17,6 +17,7 @@ from saff.cli.options import (
 )
 from saff.cli.pictures import check_writable, save
 from saff.errors import SettingsError
+from saff.log import say
 from saff.sources import list_images
 from saff.storage import Folder
 
@@ -50,7 +51,7 @@ def tables(
         Folder.at(output),
         chosen,
         scale=Scale(workers=workers, gpus=gpus),
-        say=lambda line: typer.echo(line, err=True),
+        say=say,
     )
     typer.echo(f"open {page}")
 
@@ -78,7 +79,7 @@ def fit_saliency(
     )
     save(output, fitted.data)
     for reason in fitted.left_out:
-        typer.echo(f"left out: {reason}", err=True)
+        say(f"left out: {reason}")
     summary = fitted.summary
     typer.echo(f"max F mean_pr {summary['mean_pr']['max_f']:.4f}, {folds}-fold cross-validated")
     typer.echo(f"IoU {summary['iou']:.4f}, MAE {summary['mae']:.4f}, {summary['images']:,} images")

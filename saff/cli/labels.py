@@ -27,6 +27,7 @@ from saff.cli.options import (
 )
 from saff.kept import check_kept
 from saff.layout import PART_SUFFIX
+from saff.log import say
 from saff.manifests import extend_manifest
 from saff.plan import Share
 from saff.runs import claim_source
@@ -110,7 +111,7 @@ def label(
         )
         typer.echo(lines)
         return
-    typer.echo(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}", err=True)
+    say(f"settings: {config} {chosen.digest()[:12]}, output: {folder.uri}")
     job = cluster.labelling_job(
         images_of,
         folder,
@@ -121,9 +122,9 @@ def label(
         kept=kept,
     )
     done = job.complete(retry_failed=retry_failed)
-    typer.echo(f"done: {done}", err=True)
+    say(f"done: {done}", "done", **done.counts)
     if done.failed:
-        typer.echo(f"saff report {output} shows why images failed", err=True)
+        say(f"saff report {output} shows why images failed")
 
 
 def plan(
@@ -198,6 +199,6 @@ def manifest(
     with with_brief_retries(folder.uri):
         parts = layout.manifest(folder)
         intake = extend_manifest(folder, images_of.rows)
-    typer.echo(f"{intake.added:,} new images; {len(parts.names(PART_SUFFIX)):,} parts", err=True)
+    say(f"{intake.added:,} new images; {len(parts.names(PART_SUFFIX)):,} parts")
     for line in intake.lines():
-        typer.echo(line, err=True)
+        say(line)

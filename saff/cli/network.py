@@ -25,6 +25,7 @@ from saff.cli.options import (
     refuse_relative,
 )
 from saff.errors import SettingsError
+from saff.log import say
 from saff.plan import Share, plan_stage
 from saff.storage import Folder
 
@@ -57,10 +58,7 @@ def train(
     from saff.cluster.training import train_network
 
     if left := plan_stage(folder).left:
-        typer.echo(
-            f"{left:,} images are not labelled yet; the network does not learn from them",
-            err=True,
-        )
+        say(f"{left:,} images are not labelled yet; the network does not learn from them")
     results = train_network(
         folder,
         chosen,
@@ -71,7 +69,8 @@ def train(
         take_over=take_over,
         access=access,
     )
-    typer.echo(f"done: {chosen.steps:,} steps, weights in {results.folder.uri}", err=True)
+    done = f"done: {chosen.steps:,} steps, weights in {results.folder.uri}"
+    say(done, "done", steps=chosen.steps)
 
 
 def reinfer(
@@ -142,7 +141,7 @@ def reinfer(
         allow_code=allow_code or (),
     )
     done = job.complete(retry_failed=retry_failed)
-    typer.echo(f"done: {done}", err=True)
+    say(f"done: {done}", "done", **done.counts)
 
 
 def export_network(
@@ -170,4 +169,4 @@ def export_network(
         if done.difference is None
         else f"differs from the network by at most {done.difference:.0e}"
     )
-    typer.echo(f"{done.model} and {done.description}; {checked}", err=True)
+    say(f"{done.model} and {done.description}; {checked}")

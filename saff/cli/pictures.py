@@ -23,6 +23,7 @@ from saff.cli.options import (
     read_config,
 )
 from saff.errors import SettingsError, printable
+from saff.log import say
 from saff.storage import Folder
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -101,9 +102,9 @@ def segment(
         matting=matting,
     )
     if not as_wanted:
-        typer.echo(printable(f"{image}: {picture_export.NOT_MATTED}"), err=True)
+        say(printable(f"{image}: {picture_export.NOT_MATTED}"))
     if not found:
-        typer.echo(printable(f"{image}: no foreground found; the mask is empty"), err=True)
+        say(printable(f"{image}: no foreground found; the mask is empty"))
 
 
 def _load_network(run: str | None, allow_code: Collection[str]) -> "Network":
@@ -137,7 +138,7 @@ def report(
     report = write_report(Folder.at(output), to=to, max_cards=cards, access=Access(private=private))
     typer.echo(f"open {report.uri}")
     if report.lost_photographs:
-        typer.echo(f"not shown: {report.lost_photographs}", err=True)
+        say(f"not shown: {report.lost_photographs}")
 
 
 def save(path: Path, data: bytes) -> None:

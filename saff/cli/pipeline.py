@@ -26,6 +26,7 @@ from saff.cli.options import (
     read_config,
     refuse_relative,
 )
+from saff.log import say
 from saff.storage import Folder
 
 
@@ -86,7 +87,7 @@ def run(
         retry_failed=retry_failed,
         restart=restart,
         access=images_of.access,
-        say=lambda line: typer.echo(line, err=True),
+        say=say,
     )
     typer.echo(f"open {page}")
 

@@ -7,6 +7,7 @@ import typer
 from saff.cli.options import Output, PrivateOption, StageOption, access_of_run, read_named
 from saff.errors import SettingsError, printable
 from saff.layout import Stage
+from saff.log import say
 from saff.marks import Mark, add_marks, read_changes, read_marks, rejected
 from saff.rows import rows_of
 from saff.storage import Folder
@@ -69,10 +70,9 @@ def review(
     for page in review_pages.write_pages(run, stage.value, table, pages, access=access):
         typer.echo(printable(page))
     for line in ranking.head(table, show):
-        typer.echo(printable(line), err=True)
+        say(printable(line))
     without = len(rejected(found))
-    typer.echo(
+    say(
         f"{table.num_rows:,} images: {len(found) - without:,} accepted, {without:,} rejected, "
-        f"{table['error_kind'].drop_null().length():,} failed",
-        err=True,
+        f"{table['error_kind'].drop_null().length():,} failed"
     )

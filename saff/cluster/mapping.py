@@ -70,8 +70,8 @@ def map_parts(
         yield result
 
 
-def count_done(what: str, todo: Plan, results: Iterable[dict[str, Any]]) -> None:
+def count_done(what: str, todo: Plan, results: Iterable[dict[str, Any]], stage: str = "") -> None:
     """Wait for the results of parts, as :meth:`Stage.do_part` gives them, on a progress line."""
-    with Progress(what, todo.left) as progress:
+    with Progress(what, todo.left, stage=stage) as progress:
         for part in results:
             progress.advance(part["images"] - part["kept"], part["failed"])

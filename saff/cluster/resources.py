@@ -15,6 +15,7 @@ from saff.cluster.starting import (
 )
 from saff.cluster.watchdog import ending_after
 from saff.errors import SettingsError
+from saff.log import adopt, structured
 
 # What a worker asks of its node, of this alone: encoding starts no GPU node, a GPU no CPU node.
 ON_CPU = {"CPU": 1.0}
@@ -43,9 +44,13 @@ def start_ray(address: str | None = None) -> None:
         check_environment()
     elif address == "local":
         options = {"include_dashboard": False, **options_here()}  # 140 MiB, seconds of a core
+    options |= {"logging_level": logging.WARNING, "log_to_driver": False}
+    if structured():
+        adopt("ray")
+        options["configure_logging"] = False
     with ending_after(START_SECONDS), ending_at_interrupt():
         try:
-            ray.init(address, logging_level=logging.WARNING, log_to_driver=False, **options)
+            ray.init(address, **options)
         except (OSError, RuntimeError, ValueError, RayError) as error:
             raise start_error(error) from error
 

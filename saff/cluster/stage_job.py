@@ -101,7 +101,8 @@ class StageJob:
         """Do the parts of a plan on Ray; each task writes its part, whole or not at all."""
         if todo.parts:
             start_ray()
-            count_done(self.verb, todo, self._leases.checked(self.map_plan(todo, self.patience)))
+            results = self._leases.checked(self.map_plan(todo, self.patience))
+            count_done(self.verb, todo, results, self.stage)
 
     def tidy(self) -> None:
         """Remove what processes that died have left, unless other jobs work on the stage."""

@@ -21,6 +21,7 @@ from typing import Any
 
 from saff.cluster.ray_internals import CONNECT_CODE, split_address, usable_cores
 from saff.errors import SettingsError
+from saff.log import ERROR, line_of
 
 CONNECT_TIMEOUT = 5.0  # seconds for a TCP connection
 RAY_TIMEOUT = 14.0  # seconds for a process to import Ray and to have a first request answered
@@ -151,8 +152,10 @@ def ending_at_interrupt() -> Iterator[None]:
         yield
         return
 
+    line = line_of("saff: interrupted while Ray started; nothing was changed", "interrupted", ERROR)
+
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"\nsaff: interrupted while Ray started; nothing was changed\n")
+        os.write(2, f"\n{line}\n".encode())
         os._exit(INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, end)

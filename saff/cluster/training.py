@@ -260,8 +260,9 @@ def showing(board: Any, steps: int, patience: float) -> Iterator[None]:
                 if last < 0:
                     progress.resume(step)
                 moved, last = time.monotonic(), step
-                note = f"loss {metrics['loss']:.4f}, learning rate {metrics['learning_rate']:.2g}"
-                progress.reach(step, note)
+                figures = {name: metrics[name] for name in ("loss", "learning_rate", "accuracy")}
+                note = "loss {loss:.4f}, learning rate {learning_rate:.2g}".format(**figures)
+                progress.reach(step, note, **figures)
             elif time.monotonic() - moved > patience:
                 faults.append(stalled(patience))
                 _thread.interrupt_main()  # as Ctrl-C does: Ray Train then stops its workers

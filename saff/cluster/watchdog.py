@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import ray
 
 from saff.errors import StalledError
+from saff.log import ERROR, line_of
 from saff.progress import duration
 
 Item = TypeVar("Item")
@@ -37,6 +38,7 @@ def ending_after(seconds: float) -> Iterator[None]:
         f"saff: Ray did not start within {duration(seconds)}, and was given up; the same command "
         "continues"
     )
+    line = line_of(line, "error", ERROR)
     command = [sys.executable, "-ISc", KILLER, f"{seconds}", f"{os.getpid()}", line]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
         yield  # the end of its input, at the end of this block or of this process, ends it too
