@@ -92,12 +92,12 @@ def adopt(name: str) -> None:
     logger.setLevel(logging.WARNING)
 
 
-def say(message: str, event: str = "note", level: int = logging.INFO, **figures: Any) -> None:
+def say(message: str, event: str = "note", level: int = logging.INFO, /, **figures: Any) -> None:
     """Print a line to standard error, or a JSON object with the figures that the line holds."""
     print(line_of(message, event, level, **figures), file=sys.stderr, flush=True)
 
 
-def line_of(message: str, event: str, level: int = logging.INFO, **figures: Any) -> str:
+def line_of(message: str, event: str, level: int = logging.INFO, /, **figures: Any) -> str:
     """Give the line that :func:`say` prints."""
     if not structured():
         return message
