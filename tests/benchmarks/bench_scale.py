@@ -96,7 +96,7 @@ def run_all(output, names, columns, count):
 
 
 def take_in(output, source):
-    return extend_manifest(output, read_manifest(str(source)))
+    return extend_manifest(output, read_manifest(str(source))).added
 
 
 def look_again(output, source):
