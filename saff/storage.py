@@ -28,7 +28,6 @@ from saff.addresses import S3, WEB, is_local, locate, redact, split_uri, uri_of
 from saff.containers import split_member
 from saff.errors import AddressError, SaffError, StorageError, UnreadableError
 from saff.retries import BRIEF, call_with_retries, error_code, retry_limit
-from saff.web import download
 
 NO_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 OWN_WORDS = (SaffError, OSError, MemoryError, ValueError, TypeError, LookupError, pa.ArrowException)
@@ -71,6 +70,8 @@ def read_bytes(uri: str, access: Access = ANYTHING) -> bytes:
         return found
     if protocol in WEB:
         try:
+            from saff.web import download  # aiohttp's import takes a tenth of a second
+
             return call_with_retries(download, uri, access)
         except AddressError as error:
             raise type(error)(error.reason, error.status, redact(uri)) from None
