@@ -26,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help env demo test unit ray chaos lint format types check bench audit docs clean
+.PHONY: help env demo test unit compiled ray chaos lint format types check bench audit docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,13 @@ env: $(INSTALLED) ## make .venv with all that development needs
 demo: $(RUNTIME) ## label photographs that scikit-image carries; masks, overlays and a report in demo/
 	$(BIN)/saff demo --output demo
 
-test: unit ray ## run the tests, except long ones of faults: first those that need no cluster
+test: unit compiled ray ## run the tests, except long ones of faults: first those that need no cluster
 
 unit: $(INSTALLED) ## run the tests that need no cluster, in three processes of one thread
-	OMP_NUM_THREADS=1 $(PYTEST) -n 3 -m "not ray and not faults" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
+	OMP_NUM_THREADS=1 $(PYTEST) -n 3 -m "not ray and not faults and not compiles" $(PYTEST_ARGS) || [ $$? = 5 ] # 5: PYTEST_ARGS selects none of them
+
+compiled: $(INSTALLED) ## run the tests that wait for a compiler: conversion of networks, matting
+	OMP_NUM_THREADS=1 $(PYTEST) -m compiles $(PYTEST_ARGS) || [ $$? = 5 ]
 
 ray: $(INSTALLED) ## run the tests on Ray, so many files at once: RAY_AT_ONCE=1
 	$(PYTEST) -n $(RAY_AT_ONCE) --dist loadfile -m "ray and not faults" $(RAY_TESTS) || [ $$? = 5 ]

@@ -16,7 +16,8 @@ from saff.picture_export import export_pictures
 from saff.storage import Folder
 from stored_runs import a_run, labelled
 
-pytestmark = pytest.mark.timeout(900)  # the first import after an installation compiles
+# the first import after an installation compiles
+pytestmark = [pytest.mark.compiles, pytest.mark.timeout(900)]
 
 
 def composite(height=240, width=320, blur=1.2):

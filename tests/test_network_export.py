@@ -115,7 +115,7 @@ def noise(batch, height, width):
     return np.random.default_rng(0).uniform(0, 255, (batch, 3, height, width)).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("size", [(2, 96, 160), (1, 416, 288), (3, 64, 64)])
 def test_onnxruntime_gives_what_torch_gives_at_any_size(lite, lite_onnx, size):
     image = noise(*size)
@@ -126,7 +126,7 @@ def test_onnxruntime_gives_what_torch_gives_at_any_size(lite, lite_onnx, size):
     assert lite_onnx.difference < network_export.TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_program_of_torch_gives_the_same(lite, tmp_path):
     done = export_network(lite, tmp_path / "model.pt2")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.pt2"]
@@ -139,7 +139,7 @@ def test_the_program_of_torch_gives_the_same(lite, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=0, atol=network_export.TOLERANCE)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, lite_onnx):
     photograph = data.chelsea()  # 300 x 451
     notes = json.loads(lite_onnx.description.read_text())
@@ -219,7 +219,7 @@ def test_the_network_that_is_converted_stays_as_it_was():
     assert stem.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["resnet101", "vgg16"])
 def test_the_large_networks_too(name, tmp_path):
     run = trained_run(tmp_path / "run", name, deeplab_v2(name).state_dict())
