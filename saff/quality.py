@@ -174,6 +174,27 @@ def foreground_found(levels: AnyArray, peak_above: float) -> bool:
     return bool(levels.max() >= HALF) and peak_confidence(levels) >= peak_above
 
 
+def judge_prediction(levels: AnyArray, found: bool) -> tuple[bool, float]:
+    """Whether a prediction shows any foreground in the end, and how far its mask can be trusted.
+
+    Parameters
+    ----------
+    levels : uint8 array of shape (H, W)
+        Confidence, 0..255.
+    found : bool
+        Whether the network saw any.
+
+    Returns
+    -------
+    foreground_found : bool
+        False also where no confidence reaches one half.
+    quality : float
+        :func:`prediction_quality`, 0 without foreground.
+    """
+    found = found and bool(levels.max() >= HALF)
+    return found, prediction_quality(levels) if found else 0.0
+
+
 def _count_levels(levels: AnyArray) -> NDArray[np.int64]:
     """Count the pixels of each level: int64 (256,), with no memory for each pixel."""
     return np.asarray(PIL.Image.fromarray(levels).histogram(), np.int64)

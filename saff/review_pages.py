@@ -16,10 +16,10 @@ import pyarrow as pa
 from saff import layout
 from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray
+from saff.html_templates import load_template
 from saff.photographs import Photographs
 from saff.pictures import picture
 from saff.report.cards import data_uri
-from saff.report.page import load_template
 from saff.report.text import visible
 from saff.resize import shrink
 from saff.rows import decode_map

@@ -33,6 +33,7 @@ FLAGS = {
     "run": ["--images", "--manifest", "--output", "--config", "--rounds", "--truth", "--gpus"],
     "train": ["--output", "--config", "--workers", "--gpus", "--resume", "--restart"],
     "reinfer": ["--output", "--network", "--images", "--manifest", "--workers", "--retry-failed"],
+    "serve": ["--host", "--port", "--network", "--replicas", "--queue", "--max-megabytes"],
     "segment": ["--output", "-o", "--what", "--network", "--config"],
     "export-network": ["--to"],
     "export": [

@@ -584,6 +584,7 @@ def test_no_command_repeats_or_stores_a_secret(call, corpus, tmp_path, uri):
         ("run", uri, "--output", tmp_path / "out"),
         ("train", "--output", uri),
         ("reinfer", "--output", tmp_path / "out", "--network", uri, "--images", corpus),
+        ("serve", "--network", uri),
         ("export", uri, "--to", tmp_path / "to"),
         ("export-network", uri, "--to", tmp_path / "to"),
         ("evaluate", uri, "--truth", corpus),

@@ -117,6 +117,7 @@ OPEN_IT = [  # and the exit code: 2 for those that would need the network, 0 or 
     (["evaluate", "RUN", "--truth", "TRUTH", "--partial"], {0}),
     (["manifest", "PHOTOS", "--output", "RUN"], {0}),
     (["segment", "PHOTO", "-o", "TO", "--network", "RUN"], {2}),
+    (["serve", "--network", "RUN"], {2}),
     (["reinfer", "--output", "RUN"], {2}),
     (["reinfer", "--output", "TO", "--network", "RUN", "--images", "PHOTOS"], {2}),
     (["export-network", "RUN", "--to", "MODEL"], {2}),

@@ -36,6 +36,7 @@ PRELOADED = (  # what drivers and workers import, those of trainings too
     "saff.cluster",
     "saff.cluster.labels",
     "saff.cluster.pipeline",
+    "saff.cluster.serving",
     "s3fs",
     "aiobotocore.session",
     "torch._dynamo",

@@ -34,6 +34,9 @@ COMMANDS = {
         "network", "Predict masks with a trained network, for the images of a run or for new ones."
     ),
     "segment": Place("pictures", "Segment one picture: its mask, confidence, overlay or cut-out."),
+    "serve": Place(
+        "serving", "Answer with masks over HTTP, and to a browser with a page for photographs."
+    ),
     "export": Place(
         "exports",
         "Write results as PNG files, annotations or data sets of other tools; masks are 0 and 255.",

@@ -1,14 +1,14 @@
 """Options that several commands share, and what they mean."""
 
 import os
-import re
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from saff.access import Access
-from saff.addresses import expand_home, locate, redact
+from saff.addresses import expand_home, redact
+from saff.config_files import read_config as read_config, read_named as read_named
 from saff.errors import SettingsError
 from saff.kept import Large
 from saff.layout import Stage
@@ -16,14 +16,9 @@ from saff.lists import read_manifest
 from saff.progress import PATIENCE
 from saff.runs import read_run
 from saff.sources import Source, describe_source, list_images
-from saff.storage import NO_FILE, Folder, with_brief_retries, with_retries
-
-if TYPE_CHECKING:
-    from saff.config import Config
+from saff.storage import Folder
 
 MINUTES = PATIENCE / 60
-CHANGE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?=")
-CHANGES = re.compile(rf",(?={CHANGE.pattern.replace('(', '(?:')})")
 LISTS = (".csv", ".tsv")
 """Ends of names that are lists of images, not images."""
 
@@ -198,48 +193,6 @@ SchemeOption = Annotated[
         help="Read addresses of this scheme, too, such as sftp, or file in a list from elsewhere.",
     ),
 ]
-
-
-def read_config(name: str) -> "Config":
-    """Read settings by name or from a file, and after it changes: ``fast,superpixel_count=400``.
-
-    Raises
-    ------
-    SettingsError
-        If there is no such name or file, or a setting cannot be.
-    """
-    from saff import config as settings  # pydantic takes longer to import than help may take
-
-    name, *changes = CHANGES.split(name)
-    if CHANGE.match(name):  # of the default
-        name, changes = "default", [name, *changes]
-    return settings.with_changes(_read_base(name), changes) if changes else _read_base(name)
-
-
-def _read_base(name: str) -> "Config":
-    from saff import config as settings
-
-    if name in settings.NAMED:
-        return settings.NAMED[name]()
-    missing = f"no configuration {name!r}; known: {', '.join(settings.NAMED)}, or a JSON file"
-    return settings.from_json(read_named(name, missing))
-
-
-def read_named(name: str, missing: str) -> bytes:
-    """Read a file that a person named, on this machine or in a store.
-
-    Raises
-    ------
-    SettingsError
-        With the words of ``missing``, if there is none.
-    """
-    fs, path = locate(name)
-    with with_brief_retries(name):
-        try:
-            data: bytes = with_retries(fs, fs.cat_file, path)
-        except NO_FILE:
-            raise SettingsError(missing) from None
-    return data
 
 
 def open_source(

@@ -32,7 +32,7 @@ from saff.layout import Stage
 from saff.metrics import HALF
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
-from saff.quality import prediction_quality, to_levels
+from saff.quality import judge_prediction, to_levels
 from saff.runs import RESTART, forget, with_digest
 from saff.shards import PREDICTIONS, Row
 from saff.sources import Source
@@ -134,12 +134,12 @@ def encode_prediction(confidence: PixelMap, found: bool = True) -> Row:
         :func:`saff.quality.prediction_quality`.
     """
     levels = to_levels(confidence)
-    found = found and bool(levels.max() >= HALF)
+    found, quality = judge_prediction(levels, found)
     mask = (levels >= HALF) & found
     return {
         "confidence": images.encode_png(levels),
         "pseudo_label": images.encode_png(mask.astype(np.uint8)),
-        "quality": prediction_quality(levels) if found else 0.0,
+        "quality": quality,
         "foreground_found": found,
     }
 

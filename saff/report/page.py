@@ -9,16 +9,14 @@ A curve of the whole run is one more function of ``plots.py`` and one more secti
 ``templates/report.html.j2``.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saff.arrays import AnyArray
+from saff.html_templates import load_template
 from saff.layout import Stage
 from saff.metrics import Curve
 from saff.report.cards import (
@@ -32,9 +30,6 @@ from saff.report.cards import (
 )
 from saff.report.plots import precision_recall_svg, training_svg
 from saff.report.text import visible
-
-if TYPE_CHECKING:
-    import jinja2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -269,25 +264,3 @@ def _by_kind(failures: Iterable[Failure], most: int) -> list[_Kind]:
         if len(kind.listed) < most:
             kind.listed.append((visible(failure.image_id), visible(failure.error)))
     return sorted(kinds.values(), key=lambda kind: (-kind.count, kind.name))
-
-
-def _source_hash(script: str) -> str:
-    """The content security policy's name for exactly this script."""
-    digest = hashlib.sha256(str(script).encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-
-
-@lru_cache(maxsize=2)
-def load_template(name: str) -> "jinja2.Template":
-    """Template of a page, which escapes all text that is put into it."""
-    import jinja2  # not at the top: most commands draw no page
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("saff"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["source_hash"] = _source_hash
-    return environment.get_template(name)
