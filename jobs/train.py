@@ -12,6 +12,7 @@ from saff.cli.options import (
     PatienceOption,
     PrivateOption,
     TakeOverOption,
+    TrackOption,
     WorkersOption,
     access_of_run,
     read_config,
@@ -39,6 +40,7 @@ def train(
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
     private: PrivateOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Train a network on pseudo labels; write checkpoints and weights to OUTPUT/network."""
     refuse_relative(output)
@@ -56,6 +58,7 @@ def train(
         patience=60 * patience,
         take_over=take_over,
         access=access,
+        track=track is not None,
     )
     done = f"done: {settings.steps:,} steps, weights in {results.folder.uri}"
     say(done, "done", steps=settings.steps)

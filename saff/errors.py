@@ -60,6 +60,10 @@ class TrainingError(SaffError):
     """Training that cannot go on, and would not if it were repeated."""
 
 
+class TrackingError(SaffError):
+    """A server for experiments that does not take what a training has logged; weights are whole."""
+
+
 class StalledError(SaffError):
     """A cluster that did nothing for too long; what was done before stays."""
 

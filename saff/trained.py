@@ -6,6 +6,7 @@
     network/checkpoints/step-00000100.pt    to continue from; the last few are kept
     network/metrics.csv                     one line a step
     network/tensorboard/                    the same for TensorBoard
+    network/mlflow.json                     which run of MLflow has the same, see saff.tracking
     network/weights.pt                      the result; written when training is done
 """
 
@@ -141,7 +142,7 @@ class NetworkFolder:
             self.folder.remove(WEIGHTS)
             for name in self.checkpoints.names(""):
                 self.checkpoints.remove(name)
-            for name in ("metrics.csv", RUN):
+            for name in ("metrics.csv", "mlflow.json", RUN):
                 self.folder.remove(name)
 
     def latest(self, identity: str) -> State | None:

@@ -1,6 +1,7 @@
 """Training, re-inference and the pipeline on a real Ray cluster."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -212,7 +213,12 @@ def test_two_workers_train_the_same_network(trained_once, output):
     np.testing.assert_array_equal(one["samples"], two["samples"])
 
 
-def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
+def test_a_killed_worker_is_replaced_and_changes_nothing(
+    trained_once, output, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    track = importlib.util.find_spec("mlflow") is not None
     training = dataclasses.replace(TRAINING, steps=6)
     checkpoints = Path(output.path) / "network" / "checkpoints"
     metrics = Path(output.path) / "network" / "metrics.csv"
@@ -231,7 +237,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
         return ""
 
     killed = kill_once.remote()
-    train_network(output, training)
+    train_network(output, training, track=track)
     steps = ray.get(killed)
     assert len(steps.splitlines()) > 2
     assert metrics.read_text().startswith(steps)  # with their seconds: none was done again
@@ -239,6 +245,12 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(trained_once, output):
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4", "5", "6"]
     for name, value in weights_of(trained_once).items():
         torch.testing.assert_close(weights_of(output)[name], value, rtol=0, atol=0)
+    if track:
+        from mlflow import MlflowClient
+
+        run_id = json.loads((output / "network").read("mlflow.json"))["run_id"]
+        steps = MlflowClient().get_metric_history(run_id, "loss")
+        assert [m.step for m in steps] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_no_repetition_mends_ends_it_with_one_line(output):

@@ -18,6 +18,7 @@ from saff.cli.options import (
     RetryOption,
     SchemeOption,
     TakeOverOption,
+    TrackOption,
     WorkersOption,
     access_of_run,
     open_source,
@@ -45,6 +46,7 @@ def train(
     patience: PatienceOption = MINUTES,
     take_over: TakeOverOption = False,
     private: PrivateOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Train a segmentation network on the pseudo labels of a run.
 
@@ -68,6 +70,7 @@ def train(
         patience=60 * patience,
         take_over=take_over,
         access=access,
+        track=track is not None,
     )
     done = f"done: {chosen.steps:,} steps, weights in {results.folder.uri}"
     say(done, "done", steps=chosen.steps)

@@ -42,6 +42,12 @@ class TruthFormat(str, Enum):
     alpha = "alpha"
 
 
+class Tracking(str, Enum):
+    """Where trainings are logged besides the output; see saff.tracking."""
+
+    mlflow = "mlflow"
+
+
 class MeasureSet(str, Enum):
     """Which figures an evaluation gives; saff.metrics names them."""
 
@@ -161,6 +167,14 @@ TakeOverOption = Annotated[
     typer.Option(
         "--take-over",
         help="Continue the work of another job that you know to be dead, without waiting.",
+    ),
+]
+TrackOption = Annotated[
+    Tracking | None,
+    typer.Option(
+        "--track",
+        help="Log trainings there as well; MLFLOW_TRACKING_URI says where MLflow is. Needs "
+        "pip install 'saff\\[mlflow]'.",
     ),
 ]
 NetworkOption = Annotated[

@@ -19,6 +19,7 @@ from saff.cli.options import (
     SchemeOption,
     SourceArgument,
     TakeOverOption,
+    TrackOption,
     TruthFormat,
     TruthFormatOption,
     WorkersOption,
@@ -60,6 +61,7 @@ def run(
     take_over: TakeOverOption = False,
     private: PrivateOption = False,
     schemes: SchemeOption = None,
+    track: TrackOption = None,
 ) -> None:
     """Run all stages: label, train a network on the labels, predict with it, measure, report.
 
@@ -88,6 +90,7 @@ def run(
         restart=restart,
         access=images_of.access,
         say=say,
+        track=track is not None,
     )
     typer.echo(f"open {page}")
 

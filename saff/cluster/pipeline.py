@@ -27,6 +27,7 @@ from saff.rows import decode_map
 from saff.runs import forget
 from saff.shards import Row, read_all_rows
 from saff.storage import Folder, with_brief_retries
+from saff.tracking import connect
 from saff.trained import NetworkFolder
 from saff.truth import TruthFormat
 
@@ -86,6 +87,7 @@ def run_pipeline(
     restart: bool = False,
     say: Callable[[str], None] = print,
     access: Access = ANYTHING,
+    track: bool = False,
 ) -> str:
     """Label images, train a network on the labels, infer with it, and report; resumable.
 
@@ -123,6 +125,8 @@ def run_pipeline(
         Told a line after each stage.
     access : Access
         What the addresses of the images may name.
+    track : bool
+        Log each training to MLflow; see :mod:`saff.tracking`.
 
     Returns
     -------
@@ -136,6 +140,8 @@ def run_pipeline(
     """
     if rounds < 1:
         raise SettingsError(f"rounds must be at least 1, got {rounds}")
+    if track:
+        connect()  # refused now, not after labelling
     scale = scale or Scale()
     start_ray()
     batch = config.training.batch_size
@@ -169,6 +175,7 @@ def run_pipeline(
             stage=learnt_from,
             round_folder=home,
             access=access,
+            track=track,
             **scale.of_training(batch),
         )
         stage = layout.within(home, Stage.PREDICTIONS)

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ from saff.progress import PATIENCE, Progress
 from saff.runs import stage_digest
 from saff.samples import Batch, Cache, Corpus, Loader, image_ids, open_corpus, scratch
 from saff.storage import Folder
+from saff.tracking import connect
 from saff.trained import NetworkFolder, describe, start_network
 from saff.training import train
 from saff.training_loop import Metrics, State
@@ -115,6 +116,7 @@ def train_network(
     patience: float = PATIENCE,
     access: Access = ANYTHING,
     take_over: bool = False,
+    track: bool = False,
 ) -> NetworkFolder:
     """Train a network on the labels of a run, from its last checkpoint on.
 
@@ -143,6 +145,8 @@ def train_network(
         What the addresses of the images may name.
     take_over : bool
         Take the lease on the network from a job that is known to be dead.
+    track : bool
+        Log the training to MLflow; see :mod:`saff.tracking`.
 
     Returns
     -------
@@ -156,7 +160,10 @@ def train_network(
         or a setting cannot work.
     TrainingError, StorageError
         If training cannot go on.
+    TrackingError
+        If it is done, and MLflow did not take all of it.
     """
+    tracker = connect() if track else None  # refused before anything is done
     home = output / round_folder if round_folder else output
     results = NetworkFolder(layout.network(home))
     require_columns(output, stage, ["confidence", "pseudo_label"], "a training")
@@ -185,13 +192,31 @@ def train_network(
             f"{learnt:,}",
             f"{len(whole) - learnt:,}",
         )
-    if results.is_done():
+    if results.is_done() and tracker is None:
         return results
-    start_ray()
-    workers, on_gpu = training_workers(workers, gpus, training.batch_size)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-    job = Job(results, corpus, training, run["digest"], board, access, layout.addresses(output))
+    lease = leased(output, layout.within(round_folder, "network"), take_over=take_over)
+    with lease, tracker.following(results, run) if tracker else nullcontext():
+        if not results.is_done():
+            start_ray()
+            count, on_gpu = training_workers(workers, gpus, training.batch_size)
+            here = NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+            where = layout.addresses(output)
+            job = Job(results, corpus, training, run["digest"], board, access, where)
+            _fit(job, count, on_gpu=on_gpu, patience=patience)
+    return results
+
+
+def _fit(job: Job, workers: int, *, on_gpu: bool, patience: float) -> None:
+    """Let workers train; Ray has been started.
+
+    Raises
+    ------
+    TrainingError, StalledError
+        If training cannot go on, or does not.
+    """
     name = uuid.uuid4().hex
     trainer = TorchTrainer(
         work,
@@ -208,19 +233,14 @@ def train_network(
         ),
     )
     try:
-        network = layout.within(round_folder, "network")
-        with (
-            leased(output, network, take_over=take_over),
-            showing(board, training.steps, patience),
-        ):
+        with showing(job.board, job.training.steps, patience):
             trainer.fit()
     finally:
         shutil.rmtree(scratch("ray-train") / name, ignore_errors=True)
-    _, fault = ray.get(board.read.remote())
+    _, fault = ray.get(job.board.read.remote())
     if fault:
         raise TrainingError(fault)
-    _warn_of_missing(corpus, ray.get(board.missed.remote()))
-    return results
+    _warn_of_missing(job.corpus, ray.get(job.board.missed.remote()))
 
 
 def _warn_of_missing(corpus: Corpus, places: list[str]) -> None:
