@@ -7,6 +7,7 @@
 FROM rayproject/ray:2.60.0-py312-cpu
 ARG TORCH=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=coco
+WORKDIR /home/ray
 COPY --chown=ray pyproject.toml constraints.txt README.md LICENSE saff-source/
 COPY --chown=ray saff saff-source/saff
 COPY --chown=ray jobs saff-source/jobs

@@ -6,7 +6,7 @@ browser has one page of them in memory however large the run is.
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +27,7 @@ from saff.shards import Row, read_all_rows
 from saff.storage import Folder
 
 PER_PAGE = 200
+READ_AT_ONCE = 5000  # images whose rows are looked for in one reading of the run
 SIDE = 320  # pixels of the longer side of a thumbnail
 JPEG_QUALITY = 80
 COLUMNS = ["image_id", "uri", "sha256", "height", "width", "pseudo_label"]
@@ -78,9 +79,13 @@ def write_pages(
     total = ranking.num_rows - ranking["trust"].null_count
     number_of_pages = min(count, -(-total // per_page))
     photographs, folder = Photographs(access), layout.review(output)
-    pages = []
+    pages, rows = [], {}
+    together = max(1, READ_AT_ONCE // per_page)
     for number in range(number_of_pages):
         first = number * per_page
+        if number % together == 0:  # images of one page lie in all parts of the run
+            last = min(number + together, number_of_pages) * per_page
+            rows = _rows_of(output / stage, ranking.slice(first, min(last, total) - first))
         images = ranking.slice(first, min(per_page, total - first)).to_pylist()
         text = load_template("review.html.j2").render(
             title=visible(posixpath.basename(output.path)),
@@ -89,7 +94,7 @@ def write_pages(
             total=total,
             before=_page_name(number - 1) if number else "",
             after=_page_name(number + 1) if number + 1 < number_of_pages else "",
-            cards=list(_cards(output / stage, images, photographs)),
+            cards=list(_cards(images, rows, photographs)),
             facts={
                 "run": output.uri,
                 "ids": [image["image_id"] for image in images],
@@ -105,8 +110,7 @@ def _page_name(number: int) -> str:
     return f"page-{number + 1:04}.html"
 
 
-def _cards(stage: Folder, images: list[Row], photographs: Photographs) -> Iterator[Card]:
-    rows = _rows_of(stage, images)
+def _cards(images: list[Row], rows: dict[str, Row], photographs: Photographs) -> Iterator[Card]:
     for image in images:
         drawn, has_photograph = _thumbnail(rows[image["image_id"]], photographs)
         yield Card(
@@ -119,10 +123,10 @@ def _cards(stage: Folder, images: list[Row], photographs: Photographs) -> Iterat
         )
 
 
-def _rows_of(stage: Folder, images: Iterable[Row]) -> dict[str, Row]:
-    """Rows of some images by id, from the parts that hold them."""
+def _rows_of(stage: Folder, images: pa.Table) -> dict[str, Row]:
+    """Rows of some images of a ranking by id; each part that holds some is read once."""
     wanted: dict[str, set[str]] = defaultdict(set)
-    for image in images:
+    for image in images.select(["part", "image_id"]).to_pylist():
         wanted[image["part"]].add(image["image_id"])
     return {
         row["image_id"]: row

@@ -256,9 +256,11 @@ class Folder:
         with _scratch(self.path if is_local(self.fs) else None) as draft:
             with as_no_space_error(target), open(draft, "wb") as file:
                 file.write(data)
+                if is_local(self.fs):
+                    file.flush()
+                    os.fsync(file.fileno())
             try:
                 if is_local(self.fs):
-                    _to_disk(draft)
                     _link(draft, target)
                     _sync_folder(target)
                 elif self.exists(name):

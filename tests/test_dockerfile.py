@@ -23,7 +23,7 @@ def sources():
 
 
 def test_only_what_is_known_of_docker_is_used():
-    assert {name for name, _ in INSTRUCTIONS} == {"FROM", "ARG", "COPY", "RUN", "USER"}
+    assert {name for name, _ in INSTRUCTIONS} == {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "USER"}
 
 
 def test_what_is_copied_exists_and_is_not_ignored():

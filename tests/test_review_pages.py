@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saff import review_pages
 from saff.images import encode_png
 from saff.marks import Mark, add_marks, read_changes, read_marks
 from saff.ranking import rank
 from saff.review_pages import write_pages
+from saff.shards import read_all_rows
 from stored_runs import a_run, failed, labelled
 
 RNG = np.random.default_rng(29)
@@ -54,6 +56,25 @@ def test_pages_are_as_many_as_are_wanted_and_needed(run):
     assert text.count('class="card"') == 3
     assert text.count("Mask; the photograph is lost") == 1
     assert "broken.jpg" not in text
+
+
+def test_a_part_is_read_once_for_all_pages_that_have_its_images(run, monkeypatch):
+    read = []
+
+    def counted(folder, part, columns):
+        read.append(part)
+        return read_all_rows(folder, part, columns)
+
+    table = rank(run, "pseudo_labels", {})
+    monkeypatch.setattr(review_pages, "read_all_rows", counted)
+    parts = (run / "pseudo_labels").names(".parquet")
+    write_pages(run, "pseudo_labels", table, 9, per_page=1)
+    assert sorted(read) == parts
+    whole = [Path(f"{run.path}/review/page-{n:04}.html").read_text() for n in range(1, 8)]
+    monkeypatch.setattr(review_pages, "READ_AT_ONCE", 2)  # pages in several readings are the same
+    write_pages(run, "pseudo_labels", table, 9, per_page=1)
+    assert whole == [Path(f"{run.path}/review/page-{n:04}.html").read_text() for n in range(1, 8)]
+    assert len(read) > 2 * len(parts)
 
 
 def test_the_command_writes_pages(run, call):

@@ -13,7 +13,7 @@ from saff.exports.shapes import Points, connected_components, cut_open
 from saff.exports.sink import Sink
 
 WITHIN = 0.25  # of a pixel
-DIGITS = 7  # of a share: finer than a tenth of a pixel of a million
+SHARE = "%.7g"  # finer than a tenth of a pixel of a million
 DATA = "data.yaml"
 DATA_TEXT = f"""\
 # Relative to this file. For a training, split the images: train and val may also name text files.
@@ -64,4 +64,4 @@ def lines_of(result: Result) -> Iterator[str]:
 def _shares(points: Points, shape: tuple[int, int]) -> str:
     height, width = shape
     shares = ((points + WITHIN) / (width, height)).ravel()
-    return " ".join(f"{share:.{DIGITS}g}" for share in shares.tolist())
+    return " ".join([SHARE] * len(shares)) % tuple(shares.tolist())  # far faster than one by one
