@@ -201,6 +201,9 @@ class Inference:
     """Longer sides of the network's input in pixels; the predictions are averaged."""
     horizontal_flip: Flag = True
     """Average with the prediction for the image flipped from left to right."""
+    zoom_share: Share = 0.6
+    """Weight of a second look, in which the rectangle that holds the foreground is the whole input;
+    in [0, 1], 0: the network is asked once (published)."""
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
     or the best cut of its colours near the outline (``saff.outlines``)."""
@@ -372,6 +375,7 @@ def paper() -> Config:
             pseudo_label_share=0.0,
             input_sides=(384, 512, 640),
             horizontal_flip=False,
+            zoom_share=0.0,
             refinement="none",
             foreground_found_above=0.0,
         ),

@@ -12,11 +12,12 @@ from torch import nn
 
 from saff import inference
 from saff.config import Inference
-from saff.inference import predict, predict_many, refine, to_working_size
+from saff.inference import foreground_box, predict, predict_many, refine, to_working_size
 from saff.network import deeplab_v2
+from saff.network.shipped import load_shipped
 from saff.superpixels import slic
 
-ONE = Inference(input_sides=(64,), refinement="none")
+ONE = Inference(input_sides=(64,), refinement="none", zoom_share=0.0)
 
 
 class Brightness(nn.Module):
@@ -64,6 +65,63 @@ def test_scales_and_mirror_images_are_averaged(network, photos):
     found = predict(network, image, dataclasses.replace(ONE, horizontal_flip=True))
     expected = (predict(network, image, ONE) + mirrored) / 2
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def bright_square(height=120, width=200, box=(slice(20, 60), slice(90, 150))):
+    image = np.full((height, width, 3), 40, np.uint8)
+    image[box] = 230
+    return image
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_rectangle_of_the_mask_is_looked_at_again(share):
+    how = dataclasses.replace(ONE, input_sides=(160,), horizontal_flip=True)
+    for by, image in ((Brightness(), bright_square()), (load_shipped().network, data.coffee())):
+        first = predict(by, image, how)
+        box = foreground_box(first)
+        assert box is not None
+        closer = predict(by, np.ascontiguousarray(image[box]), how)
+        expected = first.copy()
+        expected[box] = (1 - share) * first[box] + share * closer
+        found = predict(by, image, dataclasses.replace(how, zoom_share=share))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert np.abs(found - first).max() > 0.01
+
+
+def test_an_enlarged_square_has_sharper_sides():
+    image, truth = bright_square(), np.zeros((120, 200), bool)
+    truth[20:60, 90:150] = True
+    errors = [
+        np.abs(predict(Brightness(), image, dataclasses.replace(ONE, zoom_share=share)) - truth)
+        for share in (0.0, 0.7)
+    ]
+    assert errors[1][truth].mean() < 0.8 * errors[0][truth].mean()
+
+
+@pytest.mark.parametrize("level", [0, 255], ids=["no mask", "all of it"])
+def test_without_a_rectangle_there_is_no_second_look(level):
+    image = np.full((60, 90, 3), level, np.uint8)
+    once, twice = (
+        predict(Brightness(), image, dataclasses.replace(ONE, zoom_share=s)) for s in (0.0, 0.7)
+    )
+    np.testing.assert_array_equal(once, twice)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 9999))
+def test_a_rectangle_holds_the_mask_and_no_side_can_be_moved_in(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 120, 2)
+    confidence = np.zeros((height, width), np.float32)
+    top, left = rng.integers(0, height), rng.integers(0, width)
+    confidence[top : top + rng.integers(0, 90), left : left + rng.integers(0, 90)] = 0.5
+    box = foreground_box(confidence)
+    if box is not None:
+        assert confidence[box].sum() == confidence.sum() > 0
+        inside = confidence[box]
+        assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+        assert min(inside.shape) >= inference.LEAST_CROP
+        assert max(inside.shape) <= inference.MOST_CROP * max(height, width)
 
 
 @pytest.mark.parametrize("refinement", ["none", "superpixels", "guided"])

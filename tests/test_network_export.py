@@ -162,6 +162,7 @@ def test_the_description_is_enough_to_segment_a_photograph_as_saff_does(lite, li
         config.default().inference,
         input_sides=(longer,),
         horizontal_flip=False,
+        zoom_share=0.0,
         refinement="none",
     )
     network = load_trained(lite).network

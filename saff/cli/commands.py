@@ -19,7 +19,9 @@ class Place(NamedTuple):
 COMMANDS = {
     "label": Place("labels", "Label images: write a pseudo label for each to Parquet files."),
     "plan": Place(
-        "labels", "Estimate what a run will take: time, bytes read and written, and cost."
+        "labels",
+        "Estimate what a run will take: time, bytes read and written, and cost; nothing is "
+        "written.",
     ),
     "manifest": Place(
         "labels",
