@@ -1,7 +1,8 @@
-"""Which of the large columns of its pseudo labels a run keeps: all, or those that were chosen.
+"""Which of the large columns of its pseudo labels a run keeps: the default, or a choice.
 
-A column that is not kept is null in every row.  ``run.json`` names those that are kept, where not
-all are, so that whoever needs another one says so at once.
+A column of the default that is not kept is null in every row, and the embedding, which is in no
+default, is no column where it is not kept.  ``run.json`` names those that are kept, where it
+is another choice, so that whoever needs another one says so at once.
 """
 
 from collections.abc import Collection, Iterable
@@ -17,6 +18,7 @@ from saff.storage import Folder
 class Large(str, Enum):
     """Columns that make up nearly all of a row, from the smallest on."""
 
+    EMBEDDING = "embedding"
     PSEUDO_LABEL = "pseudo_label"
     FEATURES = "features"
     CONFIDENCE = "confidence"
@@ -25,18 +27,18 @@ class Large(str, Enum):
     __str__ = str.__str__
 
 
-ALL = frozenset(Large)
+BY_DEFAULT = frozenset(Large) - {Large.EMBEDDING}
 
 
 def check_kept(keep: Iterable[Large]) -> frozenset[Large]:
-    """Check a choice of columns; none chosen: all.
+    """Check a choice of columns; none chosen: the default.
 
     Raises
     ------
     SettingsError
         If no mask could be made of what is kept.
     """
-    kept = frozenset(keep) or ALL
+    kept = frozenset(keep) or BY_DEFAULT
     if not kept & {Large.PSEUDO_LABEL, Large.CONFIDENCE}:
         raise SettingsError(
             f"--keep {' --keep '.join(sorted(kept))} keeps no mask; add pseudo_label or confidence"
@@ -45,13 +47,13 @@ def check_kept(keep: Iterable[Large]) -> frozenset[Large]:
 
 
 def describe_kept(kept: frozenset[Large]) -> Row:
-    """What run.json says of it: nothing where all is kept."""
-    return {} if kept == ALL else {"keep": sorted(map(str, kept))}
+    """What run.json says of it: nothing where it is the default."""
+    return {} if kept == BY_DEFAULT else {"keep": sorted(map(str, kept))}
 
 
 def read_kept(output: Folder) -> frozenset[Large]:
     """Columns that a run keeps."""
-    names: Collection[str] = read_run(output).get("keep", ALL)
+    names: Collection[str] = read_run(output).get("keep", BY_DEFAULT)
     return frozenset(column for column in Large if column in names)
 
 
@@ -87,4 +89,4 @@ def require_columns(output: Folder, stage: str, columns: Iterable[str], user: st
 
 def without_others(row: Row, kept: frozenset[Large]) -> Row:
     """Give a row in which large columns that are not kept are null."""
-    return row | dict.fromkeys(map(str, ALL - kept)) if kept != ALL else row
+    return row | dict.fromkeys(map(str, BY_DEFAULT - kept)) if kept != BY_DEFAULT else row

@@ -73,6 +73,8 @@ class LabeledImage:
         Empty when the fit was used as configured, otherwise what was used instead.
     quality : float
         How far the mask can be trusted, in [0, 1]; see :func:`saff.quality.mask_quality`.
+    embedding : float32 array of shape (D,)
+        What the image shows, for comparison with others: see :func:`embed`.
     """
 
     confidence: PixelMap
@@ -86,6 +88,7 @@ class LabeledImage:
     seeds_background: int
     fallback: str
     quality: float
+    embedding: AnyArray
 
 
 @lru_cache(maxsize=4)
@@ -178,7 +181,54 @@ def label_image(
         seeds_background=fused.fit.seeds_background,
         fallback=fused.fit.fallback,
         quality=mask_quality(fused.features, scores, area) * agreement,
+        embedding=embed(maps),
     )
+
+
+def embed(maps: semantic.SemanticMaps) -> AnyArray:
+    """Mean of an encoder's last feature level over an image, with L2 norm 1.
+
+    The dot product of two is their cosine similarity.
+
+    Parameters
+    ----------
+    maps : SemanticMaps
+        What the encoder gives.
+
+    Returns
+    -------
+    embedding : float32 array of shape (D,)
+        D is 0 for an encoder without feature levels; 0 everywhere if the level is.
+
+    Examples
+    --------
+    >>> level = np.array([[[3.0, 3.0]], [[8.0, 0.0]]], np.float32)
+    >>> embed(semantic.SemanticMaps(level[:0], (level,))).round(3).tolist()
+    [0.6, 0.8]
+    """
+    if not maps.levels:
+        return np.zeros(0, np.float32)
+    mean = maps.levels[-1].mean(axis=(1, 2), dtype=np.float64)
+    embedding: AnyArray = (mean / (np.linalg.norm(mean) or 1.0)).astype(np.float32)
+    return embedding
+
+
+@lru_cache(maxsize=4)
+def embedding_size(config: Config) -> int:
+    """Numbers of an embedding.
+
+    Raises
+    ------
+    SettingsError
+        If the encoder has no feature levels.
+    """
+    size = len(embed(load_models(config).encoder(np.zeros((32, 32, 3), np.uint8))))
+    if not size:
+        raise SettingsError(
+            f"encoder {config.encoder!r} gives no feature levels, so that there is no embedding; "
+            "leave --keep embedding out"
+        )
+    return size
 
 
 def finish(

@@ -49,10 +49,23 @@ PREDICTIONS = pa.schema(
         *ERROR,
     ]
 )
+EMBEDDING = "embedding"
+"""A vector of an image, L2-normalised: a column of runs that keep it, of the encoder's length."""
 ROWS_PER_GROUP = 32  # rows a writer or reader holds at once; about 3 MB
 IDS_AT_ONCE = 65_536  # values of one column that a reader takes at once
 SCHEMAS = (LISTED, PSEUDO_LABELS, PREDICTIONS)
 TYPES = {field.name: field.type for schema in SCHEMAS for field in schema}
+
+
+def with_embedding(size: int) -> pa.Schema:
+    """Columns of pseudo labels with an embedding of so many numbers."""
+    place = PSEUDO_LABELS.get_field_index("error")
+    return PSEUDO_LABELS.insert(place, pa.field(EMBEDDING, pa.list_(pa.float16(), size)))
+
+
+def is_embedding(kind: pa.DataType) -> bool:
+    """Whether a column's type is that of embeddings, of whatever length."""
+    return bool(pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16())
 
 
 def read_column(folder: Folder, name: str, column: str) -> list[Any]:
@@ -83,6 +96,8 @@ def _batches(
             if sorted(found) != sorted(columns or set(found)):
                 raise ValueError(f"it has the columns {found}, expected {list(columns or TYPES)}")
             for field in batch.schema:
+                if field.name == EMBEDDING and is_embedding(field.type):
+                    continue
                 if field.type != TYPES.get(field.name):
                     expected = TYPES.get(field.name, "no such column")
                     raise ValueError(

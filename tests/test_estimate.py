@@ -8,7 +8,7 @@ import pytest
 from saff.cluster.estimate import Work, choose, describe_estimate, measure, preview
 from saff.cluster.image_rows import ALONE
 from saff.errors import SettingsError
-from saff.kept import ALL
+from saff.kept import BY_DEFAULT
 from saff.manifests import extend_manifest
 from saff.plan import WHOLE, Share
 from saff.sources import list_images
@@ -34,7 +34,7 @@ def test_each_is_as_likely(monkeypatch):
 
 def test_a_sample_is_what_the_images_are(corpus, finished, small, tmp_path):
     rows = [row for row in list_images(str(corpus)) if row["image_id"].startswith("chelsea")]
-    labelling = Work.labelling(small, ALONE, ALL)
+    labelling = Work.labelling(small, ALONE, BY_DEFAULT)
     sample = measure(rows * 2, labelling)
     assert sample.images == 2
     assert sample.read == (corpus / "chelsea ü.png").stat().st_size
@@ -50,7 +50,7 @@ def test_bytes_written_are_those_of_a_part(corpus, finished, small):
     rows = list(list_images(str(corpus)))
     parts = finished / "pseudo_labels"
     stored = sum(len(parts.read(name)) for name in parts.names(".parquet"))
-    sample = measure(rows, Work.labelling(small, ALONE, ALL))
+    sample = measure(rows, Work.labelling(small, ALONE, BY_DEFAULT))
     # one file in place of several: what a file has besides its rows is about 6 kB
     assert sample.written * len(rows) == pytest.approx(stored, rel=0.5)
     alone = measure(rows, Work.labelling(small, ALONE, frozenset()))

@@ -118,8 +118,8 @@ KeepOption = Annotated[
     list[Large] | None,
     typer.Option(
         "--keep",
-        help="Large column of the results to store; repeat for more; default: all. Reports need "
-        "all, trainings pseudo_label and confidence; pseudo_label alone is the mask.",
+        help="Large column of the results to store; repeat for more; default: all but embedding. "
+        "Reports need these, trainings pseudo_label and confidence; a mask is pseudo_label alone.",
     ),
 ]
 

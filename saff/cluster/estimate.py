@@ -15,17 +15,17 @@ from saff import layout
 from saff.access import ANYTHING, Access
 from saff.cluster.image_reading import ImageReader
 from saff.cluster.image_rows import ALONE
-from saff.cluster.labels import describe_run, label_row
+from saff.cluster.labels import describe_run, label_row, label_schema
 from saff.cluster.predictions import PredictPart
 from saff.config import Config
-from saff.kept import ALL, Large
+from saff.kept import BY_DEFAULT, Large
 from saff.labeling import load_models
 from saff.layout import Stage
 from saff.manifests import new_rows
 from saff.plan import WHOLE, Share, plan_stage, require_manifest
 from saff.progress import duration
 from saff.runs import is_claimed
-from saff.shards import MANIFEST, PREDICTIONS, PSEUDO_LABELS, Row, read_rows, write_rows
+from saff.shards import MANIFEST, PREDICTIONS, Row, read_rows, write_rows
 from saff.storage import Folder, as_storage_error, with_brief_retries
 
 Item = TypeVar("Item")
@@ -90,7 +90,7 @@ class Work:
         def do(row: Row) -> Row:
             return label_row(row["image_id"], row["uri"], config, reader, kept)
 
-        return cls(do, PSEUDO_LABELS)
+        return cls(do, label_schema(config, kept))
 
     @classmethod
     def prediction(cls, config: Config, output: Folder, access: Access) -> "Work":
@@ -165,7 +165,7 @@ def preview(
     cpus: int = 1,
     price: float | None = None,
     access: Access = ANYTHING,
-    kept: frozenset[Large] = ALL,
+    kept: frozenset[Large] = BY_DEFAULT,
     predict: bool = False,
 ) -> str:
     """Say what :func:`saff.cluster.label_corpus` would do, and refuse what it refuses.

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import saff
 from saff import images
@@ -19,15 +20,15 @@ from saff.cluster.mapping import map_parts
 from saff.cluster.parts import PartWriter
 from saff.cluster.stage_job import StageJob
 from saff.config import Config
-from saff.kept import ALL, Large, describe_kept, without_others
-from saff.labeling import LabeledImage, Models, label_image, load_models
+from saff.kept import BY_DEFAULT, Large, describe_kept, without_others
+from saff.labeling import LabeledImage, Models, embedding_size, label_image, load_models
 from saff.layout import Stage
 from saff.plan import WHOLE, Plan, Share
 from saff.progress import PATIENCE
 from saff.quality import to_levels
 from saff.retries import BRIEF, retry_limit
 from saff.runs import with_digest
-from saff.shards import PSEUDO_LABELS, Row
+from saff.shards import EMBEDDING, PSEUDO_LABELS, Row, with_embedding
 from saff.sources import Source
 from saff.storage import Folder
 
@@ -37,7 +38,7 @@ def label_row(
     uri: str,
     config: Config,
     reader: ImageReader = ALONE,
-    kept: frozenset[Large] = ALL,
+    kept: frozenset[Large] = BY_DEFAULT,
 ) -> Row:
     """Label one image of a manifest; an image that is at fault gives a row that says so.
 
@@ -55,20 +56,37 @@ def label_row(
     Returns
     -------
     row : dict
-        All columns of ``shards.PSEUDO_LABELS``; see :func:`saff.cluster.image_rows.image_row`.
+        All columns of :func:`label_schema`; see :func:`saff.cluster.image_rows.image_row`.
     """
     row = {"image_id": image_id, "uri": uri}
-    work = partial(_label, config=config)
-    labelled = image_row(row, PSEUDO_LABELS, config.max_pixels, work, reader)
+    work = partial(_label, config=config, kept=kept)
+    labelled = image_row(row, label_schema(config, kept), config.max_pixels, work, reader)
     return without_others(labelled, kept)
 
 
-def _label(image: Image, config: Config) -> Row:
-    return encode_label(label_image(image, config))
+def label_schema(config: Config, kept: frozenset[Large]) -> pa.Schema:
+    """Columns of the pseudo labels of a run that keeps these large ones.
+
+    Raises
+    ------
+    SettingsError
+        If an embedding is to be kept and the encoder gives none.
+    """
+    if Large.EMBEDDING not in kept:
+        return PSEUDO_LABELS
+    return with_embedding(embedding_size(config))
+
+
+def _label(image: Image, config: Config, kept: frozenset[Large]) -> Row:
+    labeled = label_image(image, config)
+    row = encode_label(labeled)
+    if Large.EMBEDDING in kept:
+        row[EMBEDDING] = labeled.embedding.astype(np.float16)
+    return row
 
 
 def encode_label(labeled: LabeledImage) -> Row:
-    """Columns of a labelled image: maps as PNG, numbers as lists."""
+    """Columns of a labelled image, without its embedding: maps as PNG, numbers as lists."""
     return {
         "confidence": images.encode_png(to_levels(labeled.confidence)),
         "pseudo_label": images.encode_png(labeled.pseudo_label),
@@ -101,11 +119,12 @@ class LabelPart:
     output: Folder
     config: Config
     access: Access = ANYTHING
-    kept: frozenset[Large] = ALL
+    kept: frozenset[Large] = BY_DEFAULT
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the shard of ``row["part"]``."""
-        stage = PartWriter(self.output, Stage.PSEUDO_LABELS, PSEUDO_LABELS)
+        columns = label_schema(self.config, self.kept)
+        stage = PartWriter(self.output, Stage.PSEUDO_LABELS, columns)
         reader = ImageReader(self.access, self.output)
         return stage.do_part(
             row,
@@ -115,13 +134,14 @@ class LabelPart:
         )
 
 
-def describe_run(source: str, config: Config, kept: frozenset[Large] = ALL) -> Row:
+def describe_run(source: str, config: Config, kept: frozenset[Large] = BY_DEFAULT) -> Row:
     """Sum up what decides a run's content; loads the models, so that a bad one stops here."""
     with retry_limit(BRIEF):  # weights from a place that a person named
         models = load_models(config)
     label_image(
         np.zeros((32, 32, 3), np.uint8), config, models
     )  # settings that cannot work together
+    label_schema(config, kept)
     labels = describe_labels(config, models)
     content = {"saff": saff.__version__, **labels, **describe_kept(kept)}
     return with_digest(content) | {"source": source}
@@ -144,7 +164,7 @@ def labelling_job(
     share: Share = WHOLE,
     patience: float = PATIENCE,
     take_over: bool = False,
-    kept: frozenset[Large] = ALL,
+    kept: frozenset[Large] = BY_DEFAULT,
 ) -> StageJob:
     """Prepare the job that labels every image of a source; loads the models, starts nothing.
 

@@ -15,7 +15,7 @@ from saff import layout, metrics
 from saff.access import ANYTHING, Access
 from saff.arrays import AnyArray, Image
 from saff.errors import SettingsError, StorageError
-from saff.kept import Large, require_columns
+from saff.kept import BY_DEFAULT, require_columns
 from saff.layout import PART_SUFFIX, Stage, run_file
 from saff.overwriting import refuse_inputs
 from saff.photographs import Photographs
@@ -80,7 +80,7 @@ def write_report(
     labels = (output / Stage.PSEUDO_LABELS).names(PART_SUFFIX)
     stage = Stage.PSEUDO_LABELS if labels or not predicted else Stage.PREDICTIONS
     names = parts_of(output, stage)
-    require_columns(output, stage, Large, "a report")
+    require_columns(output, stage, BY_DEFAULT, "a report")
     folder, name = _place(output, stage, to)
     counts = dict(zip(names, read_each(count_rows, output / stage, names), strict=True))
     total, failed = (sum(column) for column in zip(*counts.values(), strict=True))

@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 
 from saff.addresses import is_local
 from saff.layout import Stage
-from saff.shards import PREDICTIONS, PSEUDO_LABELS, WRITER, Row, open_writer
+from saff.shards import (
+    EMBEDDING,
+    PREDICTIONS,
+    PSEUDO_LABELS,
+    WRITER,
+    Row,
+    is_embedding,
+    open_writer,
+    with_embedding,
+)
 from saff.storage import Folder, as_storage_error, with_retries
 
 CHUNK = 2**20  # bytes compared at once
@@ -53,6 +62,8 @@ def stored_rows(
                 found = table.schema_arrow
                 if other is not None and found.equals(other):
                     schema = other
+                if schema is PSEUDO_LABELS and (size := embedding_size(found)):
+                    schema = with_embedding(size)
                 if fault := schema_fault(found, schema):
                     raise DamagedError(fault)
                 notes = {k.decode(): v.decode() for k, v in (found.metadata or {}).items()}
@@ -91,6 +102,14 @@ def _same_bytes(path: str, again: IO[bytes]) -> bool:
 def schema_of(stage: str) -> pa.Schema:
     """Columns of a stage; what a network inferred has the same in every round, spread or not."""
     return PSEUDO_LABELS if stage == Stage.PSEUDO_LABELS else PREDICTIONS
+
+
+def embedding_size(found: pa.Schema) -> int:
+    """Length of the embeddings in a file; 0 if it has no column of that type."""
+    place = found.get_field_index(EMBEDDING)
+    if place < 0 or not is_embedding(found.field(place).type):
+        return 0
+    return int(found.field(place).type.list_size)
 
 
 def schema_fault(found: pa.Schema, wanted: pa.Schema) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from saff import layout
 from saff.access import ANYTHING, Access
 from saff.errors import SaffError, StorageError
-from saff.kept import ALL, Large, read_kept
+from saff.kept import BY_DEFAULT, Large, read_kept
 from saff.layout import Stage
 from saff.manifests import later_addresses
 from saff.shards import LISTED, MANIFEST, Row
@@ -102,9 +102,9 @@ class VerifyPart:
     def _kept(self, stage: str) -> frozenset[Large]:
         """Large columns that rows of a stage have; all where a damaged run.json cannot say."""
         try:
-            return read_kept(self.output) if stage == Stage.PSEUDO_LABELS else ALL
+            return read_kept(self.output) if stage == Stage.PSEUDO_LABELS else BY_DEFAULT
         except SaffError:
-            return ALL
+            return BY_DEFAULT
 
     def _addresses(self, part: str, manifest: list[Row], faults: Faults) -> dict[str, list[str]]:
         """Addresses that each image has had: the manifest's, and those it was given later."""

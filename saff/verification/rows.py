@@ -11,20 +11,21 @@ from saff.access import ANYTHING, Access
 from saff.addresses import is_local, locate
 from saff.arrays import AnyArray
 from saff.images import DEFAULT_MAX_PIXELS, ImageError
-from saff.kept import ALL, Large
+from saff.kept import BY_DEFAULT, Large
 from saff.metrics import HALF
 from saff.quality import prediction_quality
 from saff.rows import has_foreground
-from saff.shards import Row
+from saff.shards import EMBEDDING, Row
 from saff.storage import NO_FILE, as_storage_error, read_bytes
 
 MAPS = {"confidence": np.uint8, "pseudo_label": np.uint8, "superpixels": np.uint16}
 OF_ANY_ROW = ("image_id", "uri", "sha256", "height", "width", "error", "error_kind")
 FEATURES = 4  # numbers of a superpixel; the weights are one for each and the bias
+NORM_ERROR = 0.01  # of an embedding, whose numbers are rounded to 16 bit
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def examine(row: Row, kept: Collection[str] = ALL) -> tuple[Row, list[str]]:
+def examine(row: Row, kept: Collection[str] = BY_DEFAULT) -> tuple[Row, list[str]]:
     """Decode the maps of a stage's row.
 
     Parameters
@@ -136,6 +137,7 @@ def _fit_faults(row: Row, maps: dict[str, AnyArray], kept: Collection[str]) -> I
         )
     if not ((features >= 0) & (features <= 1)).all():  # NaN is neither
         yield "features holds numbers outside [0, 1], or NaN"
+    yield from _embedding_faults(row.get(EMBEDDING), Large.EMBEDDING in kept)
     weights = np.asarray(row["weights"] or [], np.float64)
     if weights.size != FEATURES + 1 or not np.isfinite(weights).all():
         yield f"weights must be {FEATURES + 1} finite numbers, got {row['weights']}"
@@ -144,6 +146,15 @@ def _fit_faults(row: Row, maps: dict[str, AnyArray], kept: Collection[str]) -> I
             yield f"{name} must be at least 0, got {row[name]}"
     if row["fallback"] is None:
         yield "fallback is missing"
+
+
+def _embedding_faults(embedding: list[float] | None, kept: bool) -> Iterator[str]:
+    if (embedding is not None) != kept:
+        yield "embedding is missing" if kept else "embedding is there, and its run keeps none"
+    elif embedding is not None:
+        norm = np.linalg.norm(np.asarray(embedding, np.float64))
+        if norm and not abs(norm - 1) <= NORM_ERROR:  # NaN is neither
+            yield f"embedding has the L2 norm {norm:.4g}, expected 1"
 
 
 def digest(content: Row) -> str:
@@ -161,7 +172,8 @@ def digest(content: Row) -> str:
 
 def differing_columns(one: Row, other: Row) -> list[str]:
     """Columns, but for ``uri``, in which two rows differ."""
-    return [n for n in one if digest({n: one[n]}) != digest({n: other[n]})]
+    names = {**one, **other}
+    return [n for n in names if digest({n: one.get(n)}) != digest({n: other.get(n)})]
 
 
 def image_fault(row: Row, access: Access = ANYTHING) -> str:

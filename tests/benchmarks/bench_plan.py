@@ -23,7 +23,7 @@ from saff.cluster import label_corpus
 from saff.cluster.estimate import Work, choose, measure
 from saff.cluster.image_rows import ALONE
 from saff.cluster.predictions import predict_corpus
-from saff.kept import ALL
+from saff.kept import BY_DEFAULT
 from saff.layout import PART_SUFFIX, Stage
 from saff.shards import count_rows
 from saff.sources import list_images
@@ -48,7 +48,7 @@ def compare(folder, given, cpus, temporary):
     output = Folder.at(str(temporary))
     chosen = choose(rows, given.sample)
     works = {
-        Stage.PSEUDO_LABELS: Work.labelling(DEFAULT, ALONE, ALL),
+        Stage.PSEUDO_LABELS: Work.labelling(DEFAULT, ALONE, BY_DEFAULT),
         Stage.PREDICTIONS: Work.prediction(DEFAULT, output, ANYTHING),
     }
     estimates = {stage: measure(chosen, work) for stage, work in works.items()}
