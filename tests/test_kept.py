@@ -154,10 +154,14 @@ def embedded(corpus, small, tmp_path_factory):
     return output
 
 
-def test_an_embedding_is_a_column_of_runs_that_keep_it_and_changes_no_other(embedded, masks_only):
+def test_an_embedding_is_a_column_of_runs_that_keep_it_and_changes_no_other(
+    embedded, masks_only, finished
+):
     rows, others = stored(embedded.path), stored(masks_only.path)
     found = {image_id: row.pop("embedding") for image_id, row in rows.items()}
     assert rows == others  # which have no such column
+    schema = dataset(f"{finished.path}/pseudo_labels").schema
+    assert "embedding" not in schema.names  # nor is it one of the default
     for image_id, row in rows.items():
         assert (found[image_id] is None) == (row["error"] is not None)
     vectors = np.array([vector for vector in found.values() if vector is not None])
@@ -167,11 +171,11 @@ def test_an_embedding_is_a_column_of_runs_that_keep_it_and_changes_no_other(embe
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: halffloat>[1280]"
 
 
-def test_an_embedding_is_the_mean_of_the_last_level(embedded, corpus, small):
+def test_an_embedding_is_the_root_mean_square_of_the_last_level(embedded, corpus, small):
     image = read(corpus / "chelsea ü.png")
     (level,) = load_models(small).encoder(image).levels[-1:]
-    mean = np.array([channel.mean() for channel in level])
-    expected = mean / np.sqrt((mean**2).sum())
+    pooled = np.array([np.linalg.norm(channel) for channel in level])  # of as many cells each
+    expected = pooled / np.linalg.norm(pooled)
     found = stored(embedded.path)["chelsea ü.png"]["embedding"]
     assert np.allclose(found, expected, atol=1e-3)
 
