@@ -8,7 +8,6 @@ On a cluster:
 
 from saff.cli import run_alone
 from saff.cli.exports import (
-    FileFormat,
     FormatOption,
     OnlyOption,
     OverwriteOption,
@@ -32,6 +31,7 @@ from saff.cli.options import (
     refuse_relative,
 )
 from saff.cluster.export import ExportJob
+from saff.exports import FileFormat
 from saff.layout import Stage
 from saff.marks import Only
 from saff.plan import Share

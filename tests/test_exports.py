@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saff.errors import SettingsError
-from saff.exports import ANNOTATIONS, FORMATS, hugging_face
+from saff.exports import ANNOTATIONS, FORMATS, hugging_face, run as exports_run
 from saff.exports.label_studio import encode_brush
 from saff.exports.results import Settings
 from saff.exports.run import Export, export_here
 from saff.rows import original, rows_of
-from saff.shards import PSEUDO_LABELS, write_rows
+from saff.shards import PSEUDO_LABELS, read_all_rows, write_rows
 from saff.storage import Folder
 from stored_runs import a_run, failed, files_below, labelled, predicted, write_predictions
 
@@ -448,6 +448,24 @@ def test_the_command_names_what_it_has_written(run, tmp_path, call):
     assert min(annotation["area"] for annotation in coco.anns.values()) >= 4
     again = call("export", run.path, "--to", to, "--format", "coco", "--smallest", 4)
     assert again == (0, out, err.splitlines()[-1] + "\n")  # nothing is left to do
+
+
+def test_ids_are_read_once_when_an_export_begins_and_once_for_its_tasks(run, tmp_path, monkeypatch):
+    read = []
+
+    def counted(folder, part, columns):
+        read.append(part)
+        return read_all_rows(folder, part, columns)
+
+    monkeypatch.setattr(exports_run, "read_all_rows", counted)
+    export = Export(output=run, to=Folder.at(str(tmp_path / "to")), format="yolo")
+    parts = (run / "pseudo_labels").names(".parquet")
+    export.claim()
+    assert sorted(read) == parts
+    tasks = export.tasks(parts)
+    assert sorted(read) == sorted(2 * parts)
+    kept = {name for task in tasks for name in json.loads(task["keep_extension"])}
+    assert kept == {"dog.jpg", "dog.png"}
 
 
 def test_an_image_that_has_no_place_is_named_and_the_exit_code_is_1(tmp_path, call):

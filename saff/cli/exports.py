@@ -1,6 +1,5 @@
 """Command that takes results out of a run: export."""
 
-from enum import Enum
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ from saff.cli.options import (
     What,
 )
 from saff.errors import SettingsError, printable
-from saff.exports import PICTURES
+from saff.exports import PICTURES, FileFormat
 from saff.exports.results import Settings
 from saff.exports.run import Export, export_here
 from saff.layout import Stage
@@ -25,19 +24,6 @@ from saff.marks import Only
 from saff.picture_export import ExportSummary
 from saff.plan import plan_stage
 from saff.storage import Folder
-
-
-class FileFormat(str, Enum):
-    """Files that results are written to."""
-
-    png = "png"
-    coco = "coco"
-    yolo = "yolo"
-    label_studio = "label-studio"
-    cvat = "cvat"
-    hugging_face = "hugging-face"
-    webdataset = "webdataset"
-
 
 ToOption = Annotated[str, typer.Option(help="Folder or s3:// prefix to write to.")]
 FormatOption = Annotated[

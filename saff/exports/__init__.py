@@ -3,8 +3,9 @@
 A format is a class with the methods of :class:`saff.exports.sink.Format`, in a module of its own.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
 
 from saff.errors import SettingsError
 
@@ -12,7 +13,29 @@ if TYPE_CHECKING:
     from saff.exports.sink import Format
 
 PICTURES = ("mask", "confidence", "overlay", "cutout")
-ANNOTATIONS = ("coco", "yolo", "label-studio", "cvat", "hugging-face", "webdataset")
+
+
+class FileFormat(str, Enum):
+    """Files that results are written to; each but ``png`` with the class that writes it."""
+
+    place: str
+
+    png = "png"
+    coco = "coco", "coco:Coco"
+    yolo = "yolo", "yolo:Yolo"
+    label_studio = "label-studio", "label_studio:LabelStudio"
+    cvat = "cvat", "cvat:Cvat"
+    hugging_face = "hugging-face", "hugging_face:HuggingFace"
+    webdataset = "webdataset", "web_dataset:WebDataset"
+
+    def __new__(cls, name: str, place: str = "") -> "FileFormat":
+        """Make the format of a name."""
+        member = str.__new__(cls, name)
+        member._value_, member.place = name, place
+        return member
+
+
+ANNOTATIONS = tuple(form.value for form in FileFormat if form.place)
 FORMATS = (*PICTURES, *ANNOTATIONS)
 """Names of all formats: kinds of pictures, then files of other tools."""
 
@@ -39,20 +62,7 @@ def load_format(name: str, *, matting: bool = False) -> "Format":
         if matting:
             check_matting(name)  # type: ignore[arg-type]
         return PictureFiles(name, matting=matting)  # type: ignore[arg-type]
-    if name not in ANNOTATIONS:
+    if name not in FORMATS:
         raise SettingsError(f"no format {name!r} of an export; known: {', '.join(FORMATS)}")
-    return _annotations()[name]()
-
-
-def _annotations() -> "dict[str, Callable[[], Format]]":
-    from saff.exports import coco, cvat, hugging_face, label_studio, web_dataset, yolo
-
-    formats: dict[str, Any] = {
-        "coco": coco.Coco,
-        "yolo": yolo.Yolo,
-        "label-studio": label_studio.LabelStudio,
-        "cvat": cvat.Cvat,
-        "hugging-face": hugging_face.HuggingFace,
-        "webdataset": web_dataset.WebDataset,
-    }
-    return formats
+    module, _, made = FileFormat(name).place.partition(":")
+    return cast("Format", getattr(import_module(f"saff.exports.{module}"), made)())

@@ -9,6 +9,7 @@ and a part whose results have changed since is done again.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import saff
@@ -29,7 +30,7 @@ from saff.plan import WHOLE, Plan, Share
 from saff.progress import Progress
 from saff.rows import parts_of, with_answer
 from saff.runs import claim, is_claimed, read_run, stage_digest
-from saff.shards import Row, count_rows, read_all_rows, read_column
+from saff.shards import Row, count_rows, read_all_rows
 from saff.sources import files_below
 from saff.storage import Folder, is_folder, read_each, with_brief_retries
 
@@ -145,10 +146,10 @@ class Export:
             )
 
     def _targets(self) -> Iterator[str]:
-        names, form = self._names(), load_format(self.format, matting=self.matting)
-        for part in parts_of(self.output, self.stage):
-            ids = filter(is_safe_id, read_column(self.output / self.stage, part, "image_id"))
-            for name in form.targets(_stem(part), map(names.stem, ids)):
+        form, ids = load_format(self.format, matting=self.matting), self._ids()
+        names = PictureNames(chain.from_iterable(ids.values()))
+        for part, found in ids.items():
+            for name in form.targets(_stem(part), map(names.stem, found)):
                 yield f"{self.to.uri}/{name}"
 
     # What is left to do
@@ -190,21 +191,25 @@ class Export:
 
     def tasks(self, parts: Iterable[str]) -> list[Row]:
         """Describe the work on some parts, as :meth:`do_part` takes it."""
-        names, folder = self._names(), self.output / self.stage
-        parts = list(parts)
-        ids = read_each(lambda where, name: read_column(where, name, "image_id"), folder, parts)
+        ids = self._ids()
+        names = PictureNames(chain.from_iterable(ids.values()))
         return [
-            {"part": part, "keep_extension": json.dumps(_kept(names, found))}
-            for part, found in zip(parts, ids, strict=True)
+            {"part": part, "keep_extension": json.dumps(_kept(names, ids[part]))} for part in parts
         ]
 
-    def _names(self) -> PictureNames:
-        folder = self.output / self.stage
+    def _ids(self) -> dict[str, list[str]]:
+        """Ids of the images that may get a file, by part."""
+        folder, columns = self.output / self.stage, ["image_id", "error_kind"]
         parts = parts_of(self.output, self.stage)
-        columns = ["image_id", "error_kind"]
         read = read_each(lambda where, name: read_all_rows(where, name, columns), folder, parts)
-        good = (row["image_id"] for rows in read for row in rows if row["error_kind"] is None)
-        return PictureNames(filter(is_safe_id, good))
+        return {
+            part: [
+                row["image_id"]
+                for row in rows
+                if row["error_kind"] is None and is_safe_id(row["image_id"])
+            ]
+            for part, rows in zip(parts, read, strict=True)
+        }
 
     def _recorded(self, parts: Iterable[str]) -> dict[str, Record]:
         """Records of those parts that have one."""
@@ -314,7 +319,7 @@ def _json_bytes(content: Any) -> bytes:
 
 def _kept(names: PictureNames, ids: Iterable[str]) -> list[str]:
     """Ids whose files keep the extension, because others would have the same name."""
-    return [i for i in ids if is_safe_id(i) and names.stem(i) != without_extension(i)]
+    return [i for i in ids if names.stem(i) != without_extension(i)]
 
 
 def export_here(export: Export) -> list[str]:
