@@ -202,8 +202,9 @@ class Inference:
     horizontal_flip: Flag = True
     """Average with the prediction for the image flipped from left to right."""
     zoom_share: Share = 0.6
-    """Weight of a second look, in which the rectangle that holds the foreground is the whole input;
-    in [0, 1], 0: the network is asked once (published)."""
+    """Weight of a second look, in which the rectangle that holds the foreground is the whole input,
+    at the smallest of the sides, and of a third at each of several objects; in [0, 1], 0: the
+    network is asked once (published)."""
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
     or the best cut of its colours near the outline (``saff.outlines``)."""

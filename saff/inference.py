@@ -5,8 +5,9 @@ places that no image needs are filled up.  So what comes out for an image does n
 is computed beside it.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -30,6 +31,9 @@ GUIDED_RADIUS = 8  # pixels of the guided filter's window, for a longer side of 
 GUIDED_EPSILON = (0.03 * 255) ** 2  # variance of colour that counts as flat
 LEAST_CROP = 24  # pixels of a rectangle's shorter side that are worth a second look
 MOST_CROP = 0.95  # of the image's longer side: a larger rectangle would be seen as before
+MOST_COMPONENTS = 4  # that are looked at again, each by itself
+
+Box: TypeAlias = tuple[slice, slice]
 
 
 def predict(
@@ -87,7 +91,8 @@ def predict_many(
         small = [to_working_size(image) for image in images]
         means = _mean_answers(network, small, settings, device)
         if settings.zoom_share:
-            _zoom(network, small, means, settings, device)
+            for boxes_of in (foreground_box, component_boxes):
+                _zoom(network, small, means, boxes_of, settings, device)
         refined = [
             refine(settings.refinement, mean, image)
             for mean, image in zip(means, small, strict=True)
@@ -120,23 +125,26 @@ def _zoom(
     network: Network,
     images: Sequence[Image],
     means: Sequence[PixelMap],
+    boxes_of: Callable[[PixelMap], list[Box]],
     settings: Inference,
     device: torch.device,
 ) -> None:
-    """Look again at the rectangle of each mask, and average with what was seen, in place."""
+    """Look again at rectangles of each image, and average with what was seen, in place."""
     share = np.float32(settings.zoom_share)
-    boxes = [foreground_box(mean) for mean in means]
+    closer_look = replace(settings, input_sides=(min(settings.input_sides),))
     places = [
-        (mean, image, box) for mean, image, box in zip(means, images, boxes, strict=True) if box
+        (mean, image, box)
+        for mean, image in zip(means, images, strict=True)
+        for box in boxes_of(mean)
     ]
     crops = [np.ascontiguousarray(image[box]) for _, image, box in places]
     for (mean, _, box), closer in zip(
-        places, _mean_answers(network, crops, settings, device), strict=True
+        places, _mean_answers(network, crops, closer_look, device), strict=True
     ):
         mean[box] += share * (closer - mean[box])
 
 
-def foreground_box(confidence: PixelMap) -> tuple[slice, slice] | None:
+def foreground_box(confidence: PixelMap) -> list[Box]:
     """Find the rectangle that a network should see enlarged.
 
     Parameters
@@ -146,28 +154,68 @@ def foreground_box(confidence: PixelMap) -> tuple[slice, slice] | None:
 
     Returns
     -------
-    box : tuple of slice or None
-        Rows and columns of the smallest rectangle that holds the mask at one half; None if there is
-        no mask, or its rectangle is too small to show anything or as large as the image.
+    boxes : list of tuple of slice
+        Rows and columns of the smallest rectangle that holds the mask at one half; empty if there
+        is no mask, or if its rectangle is too small to show anything or as large as the image.
 
     Examples
     --------
     >>> confidence = np.zeros((100, 200), np.float32)
     >>> confidence[10:60, 30:80] = 1
     >>> foreground_box(confidence)
-    (slice(10, 60, None), slice(30, 80, None))
-    >>> foreground_box(confidence + 1) is foreground_box(confidence / 3) is None
-    True
+    [(slice(10, 60, None), slice(30, 80, None))]
+    >>> foreground_box(confidence + 1), foreground_box(confidence / 3)
+    ([], [])
     """
     mask = confidence >= 0.5
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
-        return None
+        return []
     box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    sides = [found.stop - found.start for found in box]
-    if min(sides) < LEAST_CROP or max(sides) > MOST_CROP * max(mask.shape):
-        return None
-    return box
+    return [box] if _is_worth_a_look(box, mask.shape) else []
+
+
+def component_boxes(confidence: PixelMap) -> list[Box]:
+    """Find the rectangles of separate objects: connected components of a mask that has several.
+
+    Parameters
+    ----------
+    confidence : float32 array of shape (H, W)
+        In [0, 1].
+
+    Returns
+    -------
+    boxes : list of tuple of slice
+        As :func:`foreground_box`, of the (at most four) largest components with at least a tenth of
+        the largest one's area, in the order of their first pixels; empty if there is only one.
+
+    Examples
+    --------
+    >>> confidence = np.zeros((100, 200), np.float32)
+    >>> confidence[10:60, 30:80] = confidence[50:99, 150:190] = confidence[0, 0] = 1
+    >>> component_boxes(confidence)
+    [(slice(10, 60, None), slice(30, 80, None)), (slice(50, 99, None), slice(150, 190, None))]
+    """
+    mask = np.asarray(confidence >= 0.5, np.uint8)
+    _, _, found, _ = cv2.connectedComponentsWithStats(mask)
+    found = found[1:]  # without the background
+    areas = found[:, cv2.CC_STAT_AREA]
+    large = [
+        place for place in np.argsort(-areas, kind="stable") if areas[place] >= areas.max() / 10
+    ]
+    if len(large) < 2:
+        return []
+    boxes = [
+        (slice(top, top + height), slice(left, left + width))
+        for left, top, width, height in found[sorted(large[:MOST_COMPONENTS]), :4].tolist()
+    ]
+    return [box for box in boxes if _is_worth_a_look(box, mask.shape)]
+
+
+def _is_worth_a_look(box: Box, shape: tuple[int, ...]) -> bool:
+    """Whether a rectangle, enlarged, shows what the whole image does not."""
+    sides: list[int] = [part.stop - part.start for part in box]
+    return min(sides) >= LEAST_CROP and max(sides) <= MOST_CROP * max(shape)
 
 
 def to_working_size(image: Image) -> Image:

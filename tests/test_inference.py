@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from skimage import data
+from skimage import data, measure
 from torch import nn
 
 from saff import inference
 from saff.config import Inference
-from saff.inference import foreground_box, predict, predict_many, refine, to_working_size
+from saff.inference import (
+    component_boxes,
+    foreground_box,
+    predict,
+    predict_many,
+    refine,
+    to_working_size,
+)
 from saff.network import deeplab_v2
 from saff.network.shipped import load_shipped
 from saff.superpixels import slic
@@ -76,14 +83,17 @@ def bright_square(height=120, width=200, box=(slice(20, 60), slice(90, 150))):
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_rectangle_of_the_mask_is_looked_at_again(share):
     how = dataclasses.replace(ONE, input_sides=(160,), horizontal_flip=True)
+    twice = dataclasses.replace(how, input_sides=(192, 160))
     for by, image in ((Brightness(), bright_square()), (load_shipped().network, data.coffee())):
-        first = predict(by, image, how)
-        box = foreground_box(first)
-        assert box is not None
-        closer = predict(by, np.ascontiguousarray(image[box]), how)
+        first = predict(by, image, twice)
+        (box,) = foreground_box(first)
+        closer = predict(by, np.ascontiguousarray(image[box]), how)  # at the smaller side alone
         expected = first.copy()
         expected[box] = (1 - share) * first[box] + share * closer
-        found = predict(by, image, dataclasses.replace(how, zoom_share=share))
+        for part in component_boxes(expected):
+            closer = predict(by, np.ascontiguousarray(image[part]), how)
+            expected[part] = (1 - share) * expected[part] + share * closer
+        found = predict(by, image, dataclasses.replace(twice, zoom_share=share))
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert np.abs(found - first).max() > 0.01
 
@@ -96,6 +106,44 @@ def test_an_enlarged_square_has_sharper_sides():
         for share in (0.0, 0.7)
     ]
     assert errors[1][truth].mean() < 0.8 * errors[0][truth].mean()
+
+
+def test_each_of_several_objects_is_looked_at_by_itself():
+    image = bright_square()
+    image[70:100, 10:50] = 230
+    how = dataclasses.replace(ONE, input_sides=(160,))
+    first = predict(Brightness(), image, how)
+    (around,) = foreground_box(first)
+    assert around[1].start < 20
+    assert around[1].stop > 140
+    parts = component_boxes(first)
+    assert [part[0].start // 10 for part in parts] == [2, 7]
+    truth = image[..., 0] > 100
+    errors = [
+        np.abs(predict(Brightness(), image, dataclasses.replace(how, zoom_share=share)) - truth)
+        for share in (0.0, 0.7)
+    ]
+    for part in parts:
+        assert errors[1][part].mean() < errors[0][part].mean()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 9999))
+def test_rectangles_of_objects_are_those_of_scikit_image(seed):
+    rng = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(rng.random((140, 180)).astype(np.float32), None, 9)
+    mask = noise > np.quantile(noise, rng.uniform(0.6, 0.95))
+    regions = measure.regionprops(measure.label(mask, connectivity=2))
+    largest = sorted((region.area for region in regions), reverse=True)
+    wanted = [r for r in regions if r.area >= max(largest[0] / 10, largest[:4][-1])]
+    wanted = [tuple(map(slice, r.bbox[:2], r.bbox[2:])) for r in wanted]
+    wanted = [box for box in wanted if min(b.stop - b.start for b in box) >= inference.LEAST_CROP]
+    found = component_boxes(mask.astype(np.float32))
+    many = sum(area >= largest[0] / 10 for area in largest) > 1
+    if many and len(set(largest)) == len(largest):  # of equal ones any may be the fourth
+        assert sorted(found, key=str) == sorted(wanted, key=str)
+    elif not many:
+        assert found == []
 
 
 @pytest.mark.parametrize("level", [0, 255], ids=["no mask", "all of it"])
@@ -115,8 +163,7 @@ def test_a_rectangle_holds_the_mask_and_no_side_can_be_moved_in(seed):
     confidence = np.zeros((height, width), np.float32)
     top, left = rng.integers(0, height), rng.integers(0, width)
     confidence[top : top + rng.integers(0, 90), left : left + rng.integers(0, 90)] = 0.5
-    box = foreground_box(confidence)
-    if box is not None:
+    for box in foreground_box(confidence):
         assert confidence[box].sum() == confidence.sum() > 0
         inside = confidence[box]
         assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
