@@ -218,13 +218,13 @@ class Folder:
         data: bytes = with_retries(self.fs, self.fs.cat_file, f"{self.path}/{name}")
         return data
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file."""
-        with self.replacing(name) as path, open(path, "wb") as file:
+    def write(self, name: str, data: bytes, *, sync_name: bool = True) -> None:
+        """Write a whole file; the option is that of :meth:`create`."""
+        with self.replacing(name, sync_name=sync_name) as path, open(path, "wb") as file:
             file.write(data)
 
     @contextmanager
-    def replacing(self, name: str) -> Iterator[str]:
+    def replacing(self, name: str, *, sync_name: bool = True) -> Iterator[str]:
         """Give a local path to write to; what it holds at the end becomes the file ``name``.
 
         If the block raises, nothing is left behind and an older file stays as it was.
@@ -235,17 +235,33 @@ class Folder:
                 yield draft
                 _to_disk(draft)
                 os.replace(draft, target)  # atomic within a folder
-                _sync_folder(target)
+                if sync_name:
+                    _sync_folder(os.path.dirname(target))
         else:
             with as_no_space_error(tempfile.gettempdir()), _scratch() as draft:
                 yield draft
                 # an object appears when its upload is complete
                 with_retries(self.fs, _put, self.fs, draft, target)
 
-    def create(self, name: str, data: bytes) -> None:
+    def sync_names(self) -> None:
+        """Have the names of the files of a local folder survive a power cut, where it can be."""
+        if is_local(self.fs):
+            _sync_folder(self.path)
+
+    def create(self, name: str, data: bytes, *, sync_name: bool = True) -> None:
         """Write a whole file that nobody else has written; the same content is no conflict.
 
         Object stores that know ``If-None-Match`` exclude that two write at once.
+
+        Parameters
+        ----------
+        name : str
+            Of the file.
+        data : bytes
+            Its content.
+        sync_name : bool
+            Have the name survive a power cut; whoever writes many files calls :meth:`sync_names`
+            once afterwards.
 
         Raises
         ------
@@ -262,7 +278,8 @@ class Folder:
             try:
                 if is_local(self.fs):
                     _link(draft, target)
-                    _sync_folder(target)
+                    if sync_name:
+                        _sync_folder(os.path.dirname(target))
                 elif self.exists(name):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
                 else:
@@ -351,8 +368,8 @@ def _to_disk(path: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    """Have the name of a file survive a power cut; where folders cannot be synced, nothing."""
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    """Have the names in a folder survive a power cut; where folders cannot be synced, nothing."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -42,6 +42,7 @@ class TargetFolder:
     def __init__(self, to: Folder, *, overwrite: bool) -> None:
         self.to, self.overwrite = to, overwrite
         self._written: set[Inode | None] = set()
+        self._folders: dict[str, Folder] = {}  # whose new names are not synced yet
         self._uploaded = False
         self._failures = 0  # uploads that failed, one after the other
         self._failure: StorageError | None = None
@@ -63,7 +64,8 @@ class TargetFolder:
         try:
             if hindrance := self._hindrance(folder.path, path):
                 return hindrance
-            write(last, data)
+            write(last, data, sync_name=False)
+            self._folders[folder.path] = folder
         except (OSError, UnicodeError) as error:
             if isinstance(error, OSError) and error.errno not in OF_ONE_NAME:
                 raise StorageError(f"no access to {path}: {error}") from error
@@ -99,7 +101,10 @@ class TargetFolder:
         return ""
 
     def close(self) -> None:
-        """Raise what the store has refused if it has taken nothing at all."""
+        """Sync the names of the files; raise what a store has refused if it has taken nothing."""
+        for folder in self._folders.values():
+            with as_storage_error(folder.path):
+                folder.sync_names()
         if self._failure is not None and not self._uploaded:
             raise self._failure
 

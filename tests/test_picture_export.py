@@ -192,6 +192,9 @@ def test_no_draft_is_left_and_every_file_appears_whole(finished, tmp_path, overw
     for place in named:
         draft = re.search(r"/([.0-9a-f]+\.tmp)", calls[place])[1]
         assert any("sync(" in c and draft in c for c in calls[:place])
+    folders = [n for n, c in enumerate(calls) if "sync(" in c and ".tmp" not in c]
+    assert len(folders) == len({os.path.dirname(name) for name in files_below(to)})  # each once
+    assert folders[0] > named[-1]
     assert not [name for name in files_below(to) if name.endswith(".tmp")]
 
 
