@@ -33,7 +33,7 @@ class FusedPrediction(NamedTuple):
 
 def labelling_beside(config: Config) -> Config:
     """Settings of the pseudo labels beside a network: without another network or outlines."""
-    return dataclasses.replace(config, network_share=0.0, outline="none")
+    return dataclasses.replace(config, network_share=0.0, zoom_share=0.0, outline="none")
 
 
 def models_beside(config: Config) -> Models | None:

@@ -1,6 +1,6 @@
 """label_image(): the whole method for one image, on one screen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -262,7 +262,8 @@ def finish(
         return confidence, 1.0
     if models.network is None:
         raise ValueError(f"network_share is {config.network_share}, but models has no network")
-    predicted = resize(predict(models.network.network, image, ONE_PASS), confidence.shape)
+    how = replace(ONE_PASS, zoom_share=config.zoom_share)
+    predicted = resize(predict(models.network.network, image, how), confidence.shape)
     finished = weighted_mean(confidence, predicted, config.network_share)
     if config.outline == "graph_cut":
         finished = cut_outline(resize(finished, image.shape[:2]), image)

@@ -37,6 +37,7 @@ CHANGED = {  # a value of each field that is neither the recommended nor the pub
     "spread_steps": 5,
     "gamma": 1.25,
     "network_share": 0.125,
+    "zoom_share": 0.25,
     "outline": {"default": "none", "paper": "graph_cut"},
     "training": Training(steps=77, scale_range=(0.9, 1.1), network_weights="trunk.pth"),
     "inference": Inference(input_sides=(100, 200), horizontal_flip=True),

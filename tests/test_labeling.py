@@ -472,10 +472,12 @@ def test_an_outline_follows_the_colours_near_it_and_the_scores_stay(photographs,
 def test_the_network_has_its_share_of_the_confidence(photographs, small, share):
     """A weighted geometric mean with one pass of the network that comes with saff."""
     image = photographs["chelsea"]
-    uncut = dataclasses.replace(small, outline="none")
+    uncut = dataclasses.replace(small, outline="none", zoom_share=0.0 if share == 1 else 0.6)
     plain = label_image(image, dataclasses.replace(uncut, network_share=0.0))
     shared = label_image(image, dataclasses.replace(uncut, network_share=share))
-    once = Inference(input_sides=(320,), horizontal_flip=False, refinement="none")
+    once = Inference(
+        input_sides=(320,), horizontal_flip=False, zoom_share=uncut.zoom_share, refinement="none"
+    )
     predicted = predict(load_shipped().network, image, once)
     mean = plain.confidence ** (1 - share) * predicted**share
     expected = mean**3 / (mean**3 + (1 - mean) ** 3)
