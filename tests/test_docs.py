@@ -138,3 +138,36 @@ def test_every_named_configuration_is_introduced(page):
     text = (HOME / page).read_text(encoding="utf-8")
     for name in NAMED:
         assert f"`{name}`" in text
+
+
+def numbers(text):
+    return [float(n.replace(",", "")) for n in re.findall(r"(?<![\w.])[\d,]*\.?\d+", text)]
+
+
+def test_the_bill_of_a_million_images_adds_up():
+    page = (HOME / "docs" / "cluster.md").read_text(encoding="utf-8")
+    table = page.partition("| | Arithmetic | Dollars |")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.split("\n")]
+    bill = {name: (how, numbers(dollars)) for name, how, dollars in rows[2:]}
+    work = 0.0
+    for name in ("labels", "predictions on CPUs"):
+        images, seconds, hour, hours, price = numbers(bill[name][0])
+        assert round(images * seconds / hour) == hours
+        assert bill[name][1] == [round(images * seconds / hour * price, 2)]
+        work += hours
+    cpus, wait, hours, price = numbers(
+        bill["nodes that start and wait: 5 + 10 minutes of 160 CPUs"][0]
+    )
+    assert (
+        cpus * wait
+        == hours
+        == bill["nodes that start and wait: 5 + 10 minutes of 160 CPUs"][1][0] / price
+    )
+    (head,) = (name for name in bill if name.startswith("the head"))
+    assert numbers(head)[1] == work
+    assert numbers(bill[head][0])[:3] == [work, cpus, 0.5]
+    assert numbers(bill[head][0])[3] == round(work / cpus + 0.5, 2)
+    lines = list(bill).index("the run")
+    costs = [dollars for _, dollars in list(bill.values())[:lines]]
+    total = [round(sum(pick(dollars) for dollars in costs), 2) for pick in (min, max)]
+    assert bill["the run"][1] == total
