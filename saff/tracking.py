@@ -20,15 +20,16 @@ from typing import Any
 from saff.addresses import redact
 from saff.errors import SettingsError, TrackingError
 from saff.shards import Row
-from saff.trained import COLUMNS, WEIGHTS, NetworkFolder
+from saff.trained import COLUMNS, TRACKED, WEIGHTS, NetworkFolder
 from saff.training_loop import Metrics
 
-RUN_FILE = "mlflow.json"
 DEFAULT_EXPERIMENT = "saff"
 LOOK_SECONDS = 10.0  # between two looks for new steps
 STEPS_PER_REQUEST = 150  # MLflow takes 1000 metrics at once
 LONGEST_PARAMETER = 500  # characters, in every version of MLflow
-VARIABLES = {  # unless a user sets others: MLflow would try for minutes, and print addresses
+VARIABLES = {  # unless a user sets others: MLflow would try for minutes, print addresses, and
+    # report to its makers that it is used
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -65,7 +66,8 @@ class Tracker:
         Raises
         ------
         SettingsError
-            If the run of MLflow in which the training was begun is not there.
+            If the run of MLflow in which the training was begun is not there, or MLflow takes no
+            new one.
         TrackingError
             If MLflow failed; the training itself is done, and the same command logs the rest.
         """
@@ -92,8 +94,8 @@ class Tracker:
 
     def _tracked(self, results: NetworkFolder, run: Row) -> "TrackedRun":
         """Find the run in which the training was begun, or begin one."""
-        if results.folder.exists(RUN_FILE):
-            run_id = str(json.loads(results.folder.read(RUN_FILE))["run_id"])
+        if results.folder.exists(TRACKED):
+            run_id = str(json.loads(results.folder.read(TRACKED))["run_id"])
             try:
                 self.client.update_run(run_id, status="RUNNING")
                 past = self.client.get_metric_history(run_id, "loss")
@@ -101,20 +103,31 @@ class Tracker:
                 raise SettingsError(
                     f"this training was begun in the run {run_id} of MLflow, which does not answer "
                     f"({_line(error)}); set MLFLOW_TRACKING_URI to where it is, or remove "
-                    f"{results.folder.uri}/{RUN_FILE} to log to another run"
+                    f"{results.folder.uri}/{TRACKED} to log to another run"
                 ) from error
             return TrackedRun(self.client, run_id, results, max((m.step for m in past), default=0))
+        try:
+            run_id = self._begin_run(results, run)
+        except Exception as error:
+            raise SettingsError(
+                f"MLflow takes no run of this training ({_line(error)}); see to its server and its "
+                "credentials, or train without --track"
+            ) from error
+        results.folder.write(TRACKED, json.dumps({"run_id": run_id}).encode())
+        return TrackedRun(self.client, run_id, results, 0)
+
+    def _begin_run(self, results: NetworkFolder, run: Row) -> str:
+        """Begin a run with the settings of a training, and give its id."""
         from mlflow.entities import Param
 
         tags = {"saff.network": results.folder.uri, "saff.digest": run["digest"]}
         tags |= {"saff.version": run["saff"], "saff.images": str(run["labels"]["images"])}
         name = results.folder.uri.removesuffix("/network").rpartition("/")[2]
         made = self.client.create_run(self.experiment, run_name=name, tags=tags)
-        run_id = made.info.run_id
+        run_id = str(made.info.run_id)
         values = {key: str(value)[:LONGEST_PARAMETER] for key, value in run["training"].items()}
         self.client.log_batch(run_id, params=[Param(*item) for item in values.items()])
-        results.folder.write(RUN_FILE, json.dumps({"run_id": run_id}).encode())
-        return TrackedRun(self.client, run_id, results, 0)
+        return run_id
 
 
 @dataclass(slots=True)

@@ -42,6 +42,7 @@ from saff.training_loop import Metrics, State
 
 COLUMNS = ("step", "loss", "accuracy", "learning_rate", "gradient_norm", "samples", "seconds")
 WEIGHTS = "weights.pt"
+TRACKED = "mlflow.json"
 
 
 def describe(training: Training, corpus: Corpus, labels: Row) -> Row:
@@ -142,7 +143,7 @@ class NetworkFolder:
             self.folder.remove(WEIGHTS)
             for name in self.checkpoints.names(""):
                 self.checkpoints.remove(name)
-            for name in ("metrics.csv", "mlflow.json", RUN):
+            for name in ("metrics.csv", TRACKED, RUN):
                 self.folder.remove(name)
 
     def latest(self, identity: str) -> State | None:

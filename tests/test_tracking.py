@@ -178,3 +178,24 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(SettingsError, match=r"pip install 'saff\[mlflow\]'"):
         connect()
+
+
+def test_mlflow_that_takes_no_run_is_refused_before_the_training(results):
+    tracker = connect()
+    refuse = mock.Mock(side_effect=MlflowException("PERMISSION_DENIED: not yours"))
+    with (
+        mock.patch.object(tracker.client, "create_run", refuse),
+        pytest.raises(SettingsError, match=r"no run of this training \(PERMISSION_DENIED: not you"),
+        tracker.following(results, RUN),
+    ):
+        pytest.fail("it was to be refused")
+    assert not results.folder.exists("mlflow.json")
+
+
+def test_mlflow_reports_to_nobody_else_unless_a_user_wants_it(monkeypatch):
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    connect()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+    connect()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "false"
