@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import inspect
 import io
 import json
+import logging
 import re
 import socket
 import sys
@@ -184,7 +186,8 @@ def test_a_form_holds_one_file(client, files):
 def test_a_damaged_form_is_refused(client):
     kind = {"content-type": "multipart/form-data; boundary=x"}
     assert client.post("/mask", content=b"no form", headers=kind).status_code == 400
-    assert client.post("/mask", content=b"", headers={"content-type": "multipart/form-data"})
+    kind = {"content-type": "multipart/form-data"}
+    assert client.post("/mask", content=b"", headers=kind).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -371,3 +374,26 @@ def test_without_the_extra_it_says_what_to_install(call, monkeypatch):
     assert code == 2
     assert error.startswith("saff: saff serve needs Ray Serve (")
     assert error.endswith("): pip install 'saff[serve]'\n")
+
+
+def test_the_command_has_the_limits_of_the_app():
+    from saff.cli.serving import serve
+    from saff.cluster.serving import Serving
+
+    options = {name: option.default for name, option in inspect.signature(serve).parameters.items()}
+    same = {name: options[name] for name in ("network", "config", "replicas", "queue", "megabytes")}
+    assert same == Serving().model_dump(exclude={"allow_code"})
+
+
+def test_what_ray_serve_reports_is_in_the_format_of_the_log(monkeypatch):
+    from saff.cluster.serving import quiet_ray_serve
+
+    theirs = logging.getLogger("ray.serve")
+    for name in ("propagate", "level"):
+        monkeypatch.setattr(theirs, name, getattr(theirs, name))
+    monkeypatch.setattr(theirs, "handlers", theirs.handlers[:])
+    monkeypatch.setenv("SAFF_LOG_FORMAT", "json")
+    quiet_ray_serve()
+    assert theirs.handlers == []
+    assert theirs.propagate
+    assert theirs.level == logging.ERROR

@@ -19,7 +19,7 @@ from saff.errors import SettingsError
 
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines ask.")
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines connect.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
     network: NetworkOption = None,

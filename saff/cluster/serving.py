@@ -21,13 +21,16 @@ from saff.cluster.resources import start_ray
 from saff.config import Config
 from saff.config_files import read_config
 from saff.errors import SettingsError
+from saff.log import adopt, structured
 from saff.serving import MEGABYTES, QUEUE, Segmenter, make_app
 from saff.storage import Folder
 from saff.trained import load_trained
 
 NAME = "saff"  # of the application and its deployment
-BESIDE = 16  # requests that a replica holds beside its queue: uploads, the page, health checks
-AT_THE_DOOR = 64  # requests that wait for any replica to take them; more are refused
+OTHER_REQUESTS = (
+    16  # requests that a replica holds beside its queue: uploads, the page, health checks
+)
+MOST_QUEUED_REQUESTS = 64  # requests that wait for any replica to take them; more are refused
 RETRY_AFTER = 2.0  # seconds, where they are
 
 
@@ -85,8 +88,8 @@ def app(serving: Serving) -> Application:
         name=NAME,
         num_replicas=serving.replicas,
         ray_actor_options={"num_cpus": 1},
-        max_ongoing_requests=1 + serving.queue + BESIDE,
-        max_queued_requests=AT_THE_DOOR,
+        max_ongoing_requests=1 + serving.queue + OTHER_REQUESTS,
+        max_queued_requests=MOST_QUEUED_REQUESTS,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER),
         graceful_shutdown_wait_loop_s=0.2,  # how often it looks whether all is answered
     )(Replica)
@@ -124,9 +127,9 @@ def served(serving: Serving, host: str, port: int) -> Iterator[str]:
         raise SettingsError(
             "Ray Serve runs on this cluster already; add saff to what it runs with serve deploy"
         )
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it speaks of each step of its start
-    serve.start(http_options=HTTPOptions(host=host, port=port))
+    quiet_ray_serve()
     try:
+        serve.start(http_options=HTTPOptions(host=host, port=port))
         serve.run(application, name=NAME)
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     finally:
@@ -136,6 +139,13 @@ def served(serving: Serving, host: str, port: int) -> Iterator[str]:
 def network_run(serving: Serving) -> Folder | None:
     """Output of the run whose network is used; None for the network that comes with saff."""
     return Folder.at(serving.network) if serving.network else None
+
+
+def quiet_ray_serve() -> None:
+    """Let Ray Serve report errors alone, not each step of its start, in the format of our log."""
+    if structured():
+        adopt("ray.serve")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
 
 def check_machine(replicas: int, host: str, port: int) -> None:
