@@ -204,7 +204,7 @@ class Inference:
     zoom_share: Share = 0.6
     """Weight of a second look, in which the rectangle that holds the foreground is the whole input,
     at the smallest of the sides, and of a third at each of several objects; in [0, 1], 0: the
-    network is asked once (published)."""
+    first look alone (published)."""
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
     or the best cut of its colours near the outline (``saff.outlines``)."""
@@ -278,7 +278,7 @@ class Config:
     """Weight of the network that comes with saff in the confidence, a geometric mean; 0: none
     (published)."""
     zoom_share: Share = 0.6
-    """Weight of that network's second look, as ``inference.zoom_share``; 0: it is asked once."""
+    """Weight of that network's second look, as ``inference.zoom_share``; 0: none."""
 
     training: Annotated[Training, _section(Training)] = field(default_factory=Training)
     """How the network learns; does not decide what pseudo labels look like."""

@@ -122,7 +122,7 @@ def run_pipeline(
     restart : bool
         Forget the networks and predictions of all rounds; the pseudo labels stay.
     say : callable
-        Told a line after each stage.
+        Called with a line after each stage.
     access : Access
         What the addresses of the images may name.
     track : bool

@@ -148,7 +148,7 @@ def make_tables(
     scale : Scale, optional
         Workers and GPUs.
     say : callable
-        Told a line after each row.
+        Called with a line after each row.
 
     Returns
     -------

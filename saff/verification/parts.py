@@ -100,7 +100,7 @@ class VerifyPart:
         return Totals(done=len(digests) - len(failed), failed=len(failed)), digests
 
     def _kept(self, stage: str) -> frozenset[Large]:
-        """Large columns that rows of a stage have; all where a damaged run.json cannot say."""
+        """Large columns in the rows of a stage; the default where run.json cannot say."""
         try:
             return read_kept(self.output) if stage == Stage.PSEUDO_LABELS else BY_DEFAULT
         except SaffError:
