@@ -46,7 +46,8 @@ def prometheus(folder, target):
         except ConnectionError:
             return {}
         except urllib.error.URLError as error:
-            if isinstance(error.reason, ConnectionError):  # it has not started yet
+            starting = getattr(error, "code", 0) == 503
+            if starting or isinstance(error.reason, ConnectionError):  # it does not listen yet
                 return {}
             raise
         return {tuple(sorted(r["metric"].items())): float(r["value"][1]) for r in found}
