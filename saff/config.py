@@ -201,9 +201,9 @@ class Inference:
     """Longer sides of the network's input in pixels; the predictions are averaged."""
     horizontal_flip: Flag = True
     """Average with the prediction for the image flipped from left to right."""
-    zoom_share: Share = 0.6
+    zoom_share: Share = 0.45
     """Weight of a second look, in which the rectangle that holds the foreground is the whole input,
-    at the smallest of the sides, and of a third at each of several objects; in [0, 1], 0: the
+    at one of the sides, and of a third at each of several objects; in [0, 1], 0: the
     first look alone (published)."""
     refinement: Literal["none", "superpixels", "guided", "graph_cut"] = "graph_cut"
     """Last step: nothing, the mean over superpixels, a guided filter along the edges of the image,
@@ -277,7 +277,7 @@ class Config:
     network_share: Share = 0.5
     """Weight of the network that comes with saff in the confidence, a geometric mean; 0: none
     (published)."""
-    zoom_share: Share = 0.6
+    zoom_share: Share = 0.45
     """Weight of that network's second look, as ``inference.zoom_share``; 0: none."""
 
     training: Annotated[Training, _section(Training)] = field(default_factory=Training)

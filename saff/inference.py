@@ -6,7 +6,6 @@ is computed beside it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import cv2
@@ -89,7 +88,8 @@ def predict_many(
     device = torch.device(device)
     with single_thread(), torch.inference_mode():
         small = [to_working_size(image) for image in images]
-        means = _mean_answers(network, small, settings, device)
+        sides = [settings.input_sides] * len(small)
+        means = _mean_answers(network, small, sides, settings.horizontal_flip, device)
         if settings.zoom_share:
             for boxes_of in (foreground_box, component_boxes):
                 _zoom(network, small, means, boxes_of, settings, device)
@@ -105,20 +105,23 @@ def predict_many(
 
 
 def _mean_answers(
-    network: Network, images: Sequence[Image], settings: Inference, device: torch.device
+    network: Network,
+    images: Sequence[Image],
+    sides: Sequence[Sequence[int]],
+    mirror: bool,
+    device: torch.device,
 ) -> list[PixelMap]:
-    """Mean over scales and flipped images, for each image in its own size."""
+    """Mean over the sides of each image, and over flipped ones, in the image's own size."""
     sums: list[PixelMap] = [np.zeros(image.shape[:2], np.float32) for image in images]
     buckets: dict[Size, list[int]] = {}
     for index, image in enumerate(images):
-        for side in settings.input_sides:
+        for side in sides[index]:
             size = size_in_multiples(image.shape, side, network.multiple)
             buckets.setdefault(size, []).append(index)
     for size, members in buckets.items():
-        mirror = settings.horizontal_flip
         for index, answer in _answers(network, images, size, members, mirror, device):
             sums[index] += resize(answer, sums[index].shape)
-    return [total / np.float32(len(settings.input_sides)) for total in sums]
+    return [total / np.float32(len(of)) for total, of in zip(sums, sides, strict=True)]
 
 
 def _zoom(
@@ -131,17 +134,45 @@ def _zoom(
 ) -> None:
     """Look again at rectangles of each image, and average with what was seen, in place."""
     share = np.float32(settings.zoom_share)
-    closer_look = replace(settings, input_sides=(min(settings.input_sides),))
     places = [
         (mean, image, box)
         for mean, image in zip(means, images, strict=True)
         for box in boxes_of(mean)
     ]
     crops = [np.ascontiguousarray(image[box]) for _, image, box in places]
-    for (mean, _, box), closer in zip(
-        places, _mean_answers(network, crops, closer_look, device), strict=True
-    ):
+    sides = [
+        [closer_side(settings.input_sides, crop, image)]
+        for crop, (_, image, _) in zip(crops, places, strict=True)
+    ]
+    answers = _mean_answers(network, crops, sides, settings.horizontal_flip, device)
+    for (mean, _, box), closer in zip(places, answers, strict=True):
         mean[box] += share * (closer - mean[box])
+
+
+def closer_side(sides: Sequence[int], crop: Image, image: Image) -> int:
+    """Choose the scale at which a part of an image is looked at again.
+
+    Parameters
+    ----------
+    sides : sequence of int
+        Longer sides in pixels at which the whole image was seen.
+    crop, image : uint8 arrays of shape (H, W, 3)
+        The part and the whole.
+
+    Returns
+    -------
+    side : int
+        The smallest of them that shows the part at least as large as the whole image was ever
+        shown; the largest if none does.
+
+    Examples
+    --------
+    >>> image = np.zeros((300, 400, 3), np.uint8)
+    >>> closer_side((320, 448), image[:200, :200], image), closer_side((320, 448), image, image)
+    (320, 448)
+    """
+    wanted = max(sides) * max(crop.shape[:2]) / max(image.shape[:2])
+    return min(side for side in sides if side >= wanted or side == max(sides))
 
 
 def foreground_box(confidence: PixelMap) -> list[Box]:
