@@ -185,6 +185,30 @@ def test_company_changes_nothing(network, photos, refinement, batch, monkeypatch
         np.testing.assert_array_equal(a, c)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_company_changes_nothing_of_a_second_look(batch, monkeypatch):
+    monkeypatch.setattr(inference, "batch_on", lambda device: batch)
+    two = bright_square()
+    two[70:100, 10:50] = 230  # a third look, at each of two objects
+    images = [
+        two,
+        bright_square(),
+        np.full((60, 90, 3), 40, np.uint8),  # nothing to look at again
+        bright_square(150, 120, (slice(30, 90), slice(10, 60))),
+        bright_square(box=(slice(50, 110), slice(20, 60))),
+    ]
+    network, how = Brightness(), Inference(input_sides=(96, 128), refinement="none")
+    alone = [predict(network, image, how) for image in images]
+    once = [predict(network, image, dataclasses.replace(how, zoom_share=0.0)) for image in images]
+    looks = [(a != b).any() for a, b in zip(alone, once, strict=True)]
+    assert looks == [True, True, False, True, True]
+    together = predict_many(network, images, how)
+    backwards = predict_many(network, images[::-1], how)[::-1]
+    for a, b, c in zip(alone, together, backwards, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
 def test_threads_change_nothing(network, photos):
     before = torch.get_num_threads()
     found = []
