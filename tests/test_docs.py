@@ -1,5 +1,6 @@
-"""What the documentation says of settings is what the code does."""
+"""What the documentation says of settings and modules is what the code does."""
 
+import ast
 import dataclasses
 import json
 import re
@@ -171,3 +172,57 @@ def test_the_bill_of_a_million_images_adds_up():
     costs = [dollars for _, dollars in list(bill.values())[:lines]]
     total = [round(sum(pick(dollars) for dollars in costs), 2) for pick in (min, max)]
     assert bill["the run"][1] == total
+
+
+# The order of modules
+
+
+def listed_modules():
+    """Modules of ``saff``, and of ``cluster``, in the order of docs/architecture.md."""
+    text = (HOME / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package, found = "", []
+    for line in text.partition("```text\nsaff/\n")[2].partition("\njobs/")[0].splitlines():
+        indent = len(line) - len(line.lstrip())
+        if indent == 2:
+            names = re.findall(
+                r"([\w/]+)(?:\.py|/)(?=[, ])", re.split(" {2,}", line.strip())[0] + " "
+            )
+            found += [name.replace("/", ".") for name in names]
+            package = names[-1]
+        elif indent == 4 and package == "cluster":
+            found += [f"cluster.{name}" for name in re.findall(r"(?<!/)\b(\w+)\.py", line)]
+    return list(dict.fromkeys(found))
+
+
+def imported_modules(source):
+    """Modules of saff that a source imports anywhere in it, without ``saff.``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and re.match(r"saff\b", node.module or ""):
+            for name in node.names:
+                yield f"{node.module}.{name.name}".removeprefix("saff.")
+        elif isinstance(node, ast.Import):
+            yield from (n.name.removeprefix("saff.") for n in node.names if n.name[:5] == "saff.")
+
+
+def test_architecture_names_every_module_and_imports_point_up():
+    order = {name: place for place, name in enumerate(listed_modules())}
+
+    def listed(name):
+        while name and name not in order:
+            name = name.rpartition(".")[0]
+        return name
+
+    unnamed, down = [], []
+    for file in sorted((HOME / "saff").rglob("*.py")):
+        name = ".".join(file.relative_to(HOME / "saff").with_suffix("").parts)
+        if name in ("__init__", "__main__", "cluster.__init__"):  # what they offer lies below
+            continue
+        me = listed(name)
+        if me in ("", "cluster"):
+            unnamed.append(name)
+            continue
+        known = {listed(other) for other in imported_modules(file.read_text())} - {"", "cluster"}
+        down += [f"{name} imports {other}" for other in known if order[other] > order[me]]
+    paths = [HOME / "saff" / name.replace(".", "/") for name in order]
+    gone = [str(path) for path in paths if not (path.is_dir() or path.with_suffix(".py").exists())]
+    assert (unnamed, down, gone) == ([], [], [])
