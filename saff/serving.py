@@ -246,7 +246,7 @@ async def file_of_form(request: Request, body: bytes) -> bytes:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async with Request(request.scope, receive).form(max_files=2) as form:
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if len(files) != 1:
             refuse(400, f"the form holds {len(files)} files; send one image")
         return await files[0].read()
