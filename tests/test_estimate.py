@@ -82,6 +82,8 @@ def test_predictions_are_estimated_beside_labels(corpus, finished, small, tmp_pa
     assert all_labels.startswith("all of it: 0 s of CPU time, 0 s on 4 CPUs; 0 bytes read")
     assert "; 0 bytes read" not in all_predictions  # none is predicted
     assert not finished.exists("predictions")
+    text = preview(str(corpus), rows, finished, small, sample=len(rows), predict=True)
+    assert f"pseudo labels: {len(rows)} images on one core" in text  # of fewer parts
 
 
 def test_shares_are_disjoint_and_cover_the_run(corpus, small, tmp_path):

@@ -200,9 +200,11 @@ def preview(
         now = plan_stage(output, retry_failed=retry_failed, share=share)
         then = plan_stage(output, Stage.PREDICTIONS, share=share)
     names = dict.fromkeys(now.parts + (then.parts if predict else []))
-    parts = choose(names, sample)  # of one image each: enough of them for a sample
-    manifest = layout.manifest(output)
-    known = [row for name in parts for row in choose(read_rows(manifest, name, MANIFEST.names), 1)]
+    parts, manifest = choose(names, sample), layout.manifest(output)
+    each = -(-sample // max(len(parts), 1))  # images of a part: one, where there are enough parts
+    known = [
+        row for name in parts for row in choose(read_rows(manifest, name, MANIFEST.names), each)
+    ]
     fresh = Counted(new_rows(output, rows) if share == WHOLE else ())
     with as_storage_error(output.uri):
         new = choose(fresh, sample)
