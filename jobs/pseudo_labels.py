@@ -28,10 +28,10 @@ from saff.cli.options import (
     SourceArgument,
     TakeOverOption,
     open_source,
-    read_config,
     refuse_relative,
 )
 from saff.cluster import labelling_job, preview
+from saff.config_files import read_config
 from saff.kept import check_kept
 from saff.log import say
 from saff.plan import Share

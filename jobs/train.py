@@ -15,10 +15,10 @@ from saff.cli.options import (
     TrackOption,
     WorkersOption,
     access_of_run,
-    read_config,
     refuse_relative,
 )
 from saff.cluster.training import train_network
+from saff.config_files import read_config
 from saff.layout import Stage
 from saff.log import say
 from saff.plan import plan_stage

@@ -15,8 +15,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from typer.testing import CliRunner
 
 import saff
-from saff import cli, config
-from saff.cli import options
+from saff import cli, config, config_files
 from saff.errors import SettingsError
 from saff.fused_prediction import models_beside, predict_fused
 from saff.images import decode, decode_png, encode_png
@@ -166,7 +165,7 @@ def test_a_list_that_is_named_as_an_image_is_refused(call, tmp_path, name):
     ],
 )
 def test_settings_are_changed_on_the_command_line(words, expected):
-    found = json.loads(options.read_config(words).to_json())
+    found = json.loads(config_files.read_config(words).to_json())
     assert expected.items() <= found.items()
     if "extra" in words:
         assert found["extra_superpixel_counts"] == [100, 300]
@@ -175,7 +174,7 @@ def test_settings_are_changed_on_the_command_line(words, expected):
 def test_settings_of_a_file_are_changed_on_the_command_line(tmp_path, call, corpus):
     path = tmp_path / "a,b.json"
     path.write_text('{"superpixel_count": 77, "training": {"steps": 5}}')
-    found = options.read_config(f"{path},training.steps=6")
+    found = config_files.read_config(f"{path},training.steps=6")
     assert (found.superpixel_count, found.training.steps) == (77, 6)
     words = ["label", corpus, "--output", tmp_path / "out", "--config", "fast,nothing=1"]
     assert refusal(call(*words)).startswith("unknown setting nothing; known: ")

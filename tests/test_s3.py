@@ -17,10 +17,9 @@ import pytest
 import s3fs
 
 from odd_server import serve_proxy
-from saff import config, edges, saliency, semantic
+from saff import config, config_files, edges, saliency, semantic
 from saff.access import Access
 from saff.backbones.efficientnet_lite import packaged
-from saff.cli import options
 from saff.cluster import LabelPart, describe_run, label_row, plan_stage
 from saff.cluster.image_reading import ImageReader
 from saff.cluster.predictions import PredictPart
@@ -357,11 +356,11 @@ def test_settings_in_a_bucket_are_those_of_the_file(bucket, put, tmp_path):
     text = '{"encoder_side": 64, "saliency": "rbd", "training": {"steps": 7}}'
     (tmp_path / "ü 1.json").write_text(text)
     put(f"{bucket}/settings/ü 1.json", text.encode())
-    found = options.read_config(f"{bucket}/settings/ü 1.json")
-    assert found == options.read_config(str(tmp_path / "ü 1.json"))
+    found = config_files.read_config(f"{bucket}/settings/ü 1.json")
+    assert found == config_files.read_config(str(tmp_path / "ü 1.json"))
     assert (found.encoder_side, found.training.steps) == (64, 7)
     with pytest.raises(SettingsError, match=r"^no configuration 's3://.*/settings/2\.json'; known"):
-        options.read_config(f"{bucket}/settings/2.json")
+        config_files.read_config(f"{bucket}/settings/2.json")
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from saff.cli.options import (
     StageOption,
     TruthFormat,
     TruthFormatOption,
-    read_config,
     refuse_relative,
 )
+from saff.config_files import read_config
 from saff.errors import SettingsError
 from saff.layout import PART_SUFFIX, Stage
 from saff.log import say

@@ -12,10 +12,10 @@ from saff.cli.options import (
     TruthFormat,
     TruthFormatOption,
     WorkersOption,
-    read_config,
     refuse_relative,
 )
 from saff.cli.pictures import check_writable, save
+from saff.config_files import read_config
 from saff.errors import SettingsError
 from saff.log import say
 from saff.sources import list_images

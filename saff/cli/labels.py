@@ -22,9 +22,9 @@ from saff.cli.options import (
     SourceArgument,
     TakeOverOption,
     open_source,
-    read_config,
     refuse_relative,
 )
+from saff.config_files import read_config
 from saff.kept import check_kept
 from saff.layout import PART_SUFFIX
 from saff.log import say

@@ -22,9 +22,9 @@ from saff.cli.options import (
     WorkersOption,
     access_of_run,
     open_source,
-    read_config,
     refuse_relative,
 )
+from saff.config_files import read_config
 from saff.errors import SettingsError
 from saff.log import say
 from saff.plan import Share, plan_stage

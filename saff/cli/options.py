@@ -8,7 +8,6 @@ import typer
 
 from saff.access import Access
 from saff.addresses import expand_home, redact
-from saff.config_files import read_config as read_config, read_named as read_named
 from saff.errors import SettingsError
 from saff.kept import Large
 from saff.layout import Stage

@@ -20,8 +20,8 @@ from saff.cli.options import (
     PrivateOption,
     ThresholdOption,
     What,
-    read_config,
 )
+from saff.config_files import read_config
 from saff.errors import SettingsError, printable
 from saff.log import say
 from saff.storage import Folder

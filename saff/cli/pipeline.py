@@ -24,9 +24,9 @@ from saff.cli.options import (
     TruthFormatOption,
     WorkersOption,
     open_source,
-    read_config,
     refuse_relative,
 )
+from saff.config_files import read_config
 from saff.log import say
 from saff.storage import Folder
 

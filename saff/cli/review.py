@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from saff.cli.options import Output, PrivateOption, StageOption, access_of_run, read_named
+from saff.cli.options import Output, PrivateOption, StageOption, access_of_run
+from saff.config_files import read_named
 from saff.errors import SettingsError, printable
 from saff.layout import Stage
 from saff.log import say

@@ -11,9 +11,9 @@ from saff.cli.options import (
     AllowCodeOption,
     ConfigOption,
     NetworkOption,
-    read_config,
     refuse_relative,
 )
+from saff.config_files import read_config
 from saff.errors import SettingsError
 
 
