@@ -1,4 +1,4 @@
-"""What a command says beside its results: lines for a person, or a JSON object a line for machines.
+"""What a command says beside its results: lines for a person, or JSON objects for machines.
 
 ``SAFF_LOG_FORMAT=json`` in the environment of a command or a job chooses the objects.  Each has
 ``time``, ``level``, ``command``, ``job`` (one process), ``output`` (the run), ``event`` and

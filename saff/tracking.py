@@ -44,7 +44,7 @@ class Tracker:
     Attributes
     ----------
     client : mlflow.MlflowClient
-        Speaks to it.
+        Client of its server.
     experiment : str
         Its id.
     """
@@ -137,7 +137,7 @@ class TrackedRun:
     Attributes
     ----------
     client : mlflow.MlflowClient
-        Speaks to MLflow.
+        Client of its server.
     run_id : str
         Which run.
     results : NetworkFolder
@@ -176,7 +176,7 @@ class TrackedRun:
         self.client.set_terminated(self.run_id, "FINISHED")
 
     def end(self, status: str) -> None:
-        """Say in MLflow how the training has ended, if it can be said."""
+        """Record in MLflow how the training has ended; a fault is a warning."""
         try:
             self.catch_up()
             self.client.set_terminated(self.run_id, status)

@@ -1,4 +1,4 @@
-"""Lines for a person, or one JSON object a line for a program."""
+"""Lines for a person, or one JSON object per line for a program."""
 
 import io
 import json
