@@ -254,4 +254,6 @@ def test_one_function_imports_modules_by_names_that_are_given():
         ("saff/backends.py", "import_module(module_name)"),
         # a key of the table of our own commands
         ("saff/cli/commands.py", "import_module(f'saff.cli.{COMMANDS[name].module}')"),
+        # a constant of our own formats
+        ("saff/exports/__init__.py", "import_module(f'saff.exports.{module}')"),
     ]

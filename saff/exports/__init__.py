@@ -65,4 +65,5 @@ def load_format(name: str, *, matting: bool = False) -> "Format":
     if name not in FORMATS:
         raise SettingsError(f"no format {name!r} of an export; known: {', '.join(FORMATS)}")
     module, _, made = FileFormat(name).place.partition(":")
-    return cast("Format", getattr(import_module(f"saff.exports.{module}"), made)())
+    written_in = import_module(f"saff.exports.{module}")
+    return cast("Format", getattr(written_in, made)())
