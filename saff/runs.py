@@ -168,4 +168,5 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
         for key in {*there, *here} - {"digest"}:
             yield from _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
     elif there != here:
-        yield f"{name} is {there!r} in that run and {here!r} in this one"
+        before, now = ("not set" if value is None else repr(value) for value in (there, here))
+        yield f"{name} is {before} in that run and {now} in this one"

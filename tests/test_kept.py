@@ -68,7 +68,7 @@ def test_the_run_says_what_it_keeps_and_takes_no_other(masks_only, finished, cor
     assert json.loads(masks_only.read("run.json"))["keep"] == ["pseudo_label"]
     assert read_kept(finished) == BY_DEFAULT
     assert "keep" not in json.loads(finished.read("run.json"))
-    with pytest.raises(SettingsError, match=r"keep is \['pseudo_label'\] in that run and None"):
+    with pytest.raises(SettingsError, match=r"keep is \['pseudo_label'\] in that run and not set"):
         is_claimed(masks_only, describe_run(str(corpus), small))
 
 

@@ -131,7 +131,9 @@ def plan(
     source: SourceArgument = None,
     images: ImagesOption = None,
     manifest: ManifestOption = None,
-    output: NewOutputOption = ...,  # type: ignore[assignment]
+    output: Annotated[
+        str, typer.Option(help="Output that the run would have; what is done there is left out.")
+    ] = ...,  # type: ignore[assignment]
     config: ConfigOption = "default",
     keep: KeepOption = None,
     sample: Annotated[
