@@ -7,7 +7,7 @@ would become a folder called ``s3:``.
 
 import os
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -67,6 +67,7 @@ def locate(uri: str, *, signed: bool = False) -> tuple[Any, str]:
     return fs, fs._strip_protocol(f"{protocol}://{rest}")
 
 
+@lru_cache(maxsize=1)  # each row of a list is looked at by several functions, one after the other
 def split_uri(uri: str, signed: bool) -> tuple[str, str]:
     """Protocol of a URI in small letters, ``file`` for a path, and what follows.
 
@@ -117,15 +118,14 @@ def refuse_unlike_address(uri: str) -> None:
     SettingsError
         With what was probably meant.
     """
-    shown = redact(uri)
     if WINDOWS.match(uri):
         raise SettingsError(
-            f"{shown} is a path of Windows; expected a path of this machine, such as /data/photos, "
-            "or a URI such as s3://bucket/photos"
+            f"{redact(uri)} is a path of Windows; expected a path of this machine, such as "
+            "/data/photos, or a URI such as s3://bucket/photos"
         )
     if (chain := CHAIN.match(uri)) and (chain[1] != "::" or _is_known(uri.partition("::")[0])):
         raise SettingsError(
-            f"{shown} chains protocols with '::', which is not read; name the file itself"
+            f"{redact(uri)} chains protocols with '::', which is not read; name the file itself"
         )
     if SCHEME.match(uri) or not (near := NEARLY_A_SCHEME.match(uri)):
         return
