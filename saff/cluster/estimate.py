@@ -198,8 +198,8 @@ def preview(
     is_claimed(output, describe_run(source, config, kept))
     with with_brief_retries(output.uri):
         now = plan_stage(output, retry_failed=retry_failed, share=share)
-        then = plan_stage(output, Stage.PREDICTIONS, share=share)
-    names = dict.fromkeys(now.parts + (then.parts if predict else []))
+        then = plan_stage(output, Stage.PREDICTIONS, share=share) if predict else None
+    names = dict.fromkeys(now.parts + (then.parts if then else []))
     parts, manifest = choose(names, sample), layout.manifest(output)
     each = -(-sample // max(len(parts), 1))  # images of a part: one, where there are enough parts
     known = [
@@ -218,7 +218,7 @@ def preview(
         return text
     labels = measure(chosen, Work.labelling(config, reader, kept), reader)
     estimates = [describe_estimate(labels, left, cpus, price)]
-    if predict:
+    if then:
         predictions = measure(chosen, Work.prediction(config, output, access), reader)
         estimates.append(describe_estimate(predictions, then.left + fresh.count, cpus, price))
         estimates = [f"{name}: {one}" for name, one in zip(STAGES, estimates, strict=True)]
